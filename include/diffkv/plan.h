@@ -1,0 +1,136 @@
+// The plan: who reads which keys of which tile in one step; shared by all layers of one kind.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "diffkv/attention.h"
+#include "diffkv/batch.h"
+#include "diffkv/tensor.h"
+
+namespace diffkv {
+
+class Backend;
+
+// A tile is up to tile_rows query rows, (token, head) pairs that share one KV head of one sequence;
+// row r of a sequence's KV head is token r / group, head r % group. Plain numbers from
+// Backend::limits: the planner knows nothing else of a kernel. Costs are in one unit of time of the
+// backend's choice.
+struct TileClass {
+  std::int32_t tile_rows = 16;
+  // Largest query_len * group of a sequence of this class; the last class takes the rest.
+  std::int32_t max_seq_rows = 0;
+  std::int32_t block_keys = 64;       // keys are walked and cut in blocks aligned to this
+  std::int32_t workers = 1;           // shares this class's line of work is cut into
+  std::int32_t tile_cost = 1;         // fixed cost of a tile
+  std::int32_t block_cost = 1;        // cost of one block of keys of a tile
+  std::int32_t least_cut = 4;         // no piece of a cut tile has fewer blocks
+  std::int32_t uncut_per_share = 16;  // a tile cheaper than 1 / this of a share is never cut
+  std::int32_t invariant_max_tiles =
+      4;  // kBatchInvariant cuts only sequences of so few tiles a head
+};
+
+inline constexpr int kMaxTileClasses = 2;
+
+struct ScheduleLimits {
+  std::array<TileClass, kMaxTileClasses> classes;
+  std::int32_t num_classes = 0;
+  std::int32_t threads = 1;                // that run workers at the same time
+  std::int64_t scratch_bytes = 0;          // a thread's own working memory
+  std::int32_t invariant_max_pieces = 16;  // S_max: most pieces kBatchInvariant cuts a tile in
+};
+
+// Sizes that a plan's buffers are made for, once.
+struct PlanMaxima {
+  std::int64_t max_tokens = 0;   // query rows of a step
+  std::int64_t max_seqs = 0;     // sequences of a step
+  std::int64_t max_seq_len = 0;  // keys of a sequence: block-table width * block_size
+  std::int64_t max_mm_ranges = 0;
+};
+
+// Keys [begin, end).
+struct KeyRange {
+  std::int32_t begin = 0;
+  std::int32_t end = 0;
+
+  friend bool operator==(const KeyRange&, const KeyRange&) = default;
+};
+
+// One piece of work, as the kernels walk it.
+struct WorkItem {
+  std::int32_t tile_class = 0;
+  std::int32_t worker = 0;
+  std::int32_t seq = 0;
+  std::int32_t kv_head = 0;
+  std::int32_t first_row = 0;  // of the sequence's query_len * group rows
+  std::int32_t num_rows = 0;
+  // What it reads: below a prefix, and in the window. Either may be empty.
+  std::array<KeyRange, 2> keys;
+  std::int32_t slot = -1;  // partial slot, -1: the tile is whole and its rows are written at once
+};
+
+namespace detail {
+
+// Where a share of a class's line of work starts: block `block` of tile `tile` of sequence `seq`.
+struct WorkStart {
+  std::int32_t seq = 0;
+  std::int32_t tile = 0;
+  std::int32_t block = 0;
+};
+
+// The plan in memory, host or device: prefix sums per sequence and one start per worker.
+struct PlanTables {
+  std::int32_t num_seqs = 0;
+  std::int32_t num_tokens = 0;
+  std::int32_t num_slots = 0;                                // partial slots that exist
+  std::int32_t* query_start_loc = nullptr;                   // [num_seqs + 1], as planned
+  std::int32_t* seq_lens = nullptr;                          // [num_seqs], as planned
+  std::array<std::int64_t*, kMaxTileClasses> cost_before{};  // [num_seqs + 1]
+  std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers + 1]
+  std::array<std::int32_t, kMaxTileClasses> first_slot{};    // kBalanced: class's first slot
+  std::int32_t* slot_before = nullptr;                       // kBatchInvariant: [num_seqs + 1]
+  float* partial_acc = nullptr;     // [num_slots, max tile_rows, partial_stride]
+  float* partial_max = nullptr;     // [num_slots, max tile_rows]
+  float* partial_sum = nullptr;     // [num_slots, max tile_rows]
+  std::int64_t partial_stride = 0;  // next_power_of_2(head_size_v)
+  std::int32_t partial_rows = 0;    // max tile_rows of the classes
+  std::byte* scratch = nullptr;     // [threads, scratch_bytes]
+};
+
+}  // namespace detail
+
+// Bytes of workspace that plans of this key within these maxima need on this backend: tables,
+// partials and the threads' scratch. Nothing else is allocated by attend. Throws Error.
+std::int64_t workspace_bytes(const Backend& backend, const PlanKey& key, const PlanMaxima& maxima);
+
+// A plan for one batch. It points into the workspace it was made in and stays good until the next
+// make_plan there; it owns nothing.
+class Plan {
+ public:
+  Plan() = default;
+
+  const PlanKey& key() const { return key_; }
+  const ScheduleLimits& limits() const { return limits_; }
+  const detail::PlanTables& tables() const { return tables_; }
+
+  // The pieces of work in the order the workers walk them; `batch` is the one planned for (its
+  // causal_per_seq, prefix_lens and mm_ranges are read again). Host memory only.
+  std::vector<WorkItem> work_items(const Batch& batch) const;
+
+ private:
+  friend Plan make_plan(const Backend&, const PlanKey&, const PlanMaxima&, const Batch&,
+                        const TensorView&, Stream);
+
+  PlanKey key_;
+  ScheduleLimits limits_;
+  detail::PlanTables tables_;
+};
+
+// Plans the batch in `workspace` (uint8 [workspace_bytes()], 64-byte aligned).
+// Throws Error if the batch is malformed or exceeds the maxima, or the workspace is too small.
+Plan make_plan(const Backend& backend, const PlanKey& key, const PlanMaxima& maxima,
+               const Batch& batch, const TensorView& workspace, Stream stream = {});
+
+}  // namespace diffkv

@@ -1,0 +1,46 @@
+// Every rule about what callers pass, once. All functions throw Error with what was passed, what
+// was expected and where, and touch no memory but the host-side index tensors they check.
+#pragma once
+
+#include <cstdint>
+
+#include "diffkv/attention.h"
+#include "diffkv/batch.h"
+#include "diffkv/cache.h"
+#include "diffkv/plan.h"
+
+namespace diffkv::core {
+
+// Head counts and sizes, dtypes, mask combinations.
+void validate_key(const PlanKey& key);
+
+// Non-negative maxima that int32 arithmetic can hold.
+void validate_maxima(const PlanKey& key, const PlanMaxima& maxima);
+
+// Pointers, dtypes, alignment of rows, scales. `what` names the view in messages.
+void validate_cache(const KvCacheView& cache);
+
+// Shapes and dtypes of the batch's tensors against the key and maxima; where they are on the host
+// also their values: query_start_loc, seq_lens, and that optional tensors are there exactly where
+// the key says so. Not the block table: whether its ids are in range depends on the cache.
+void validate_batch(const PlanKey& key, const PlanMaxima& maxima, const Batch& batch);
+
+// A workspace that make_plan may use.
+void validate_workspace(const TensorView& workspace, std::int64_t bytes, const Device& device);
+
+void validate_update_cache(const ConstTensorView& key, const ConstTensorView& value,
+                           const KvCacheView& cache, const ConstTensorView& slot_mapping);
+
+// Everything about a call of attend, including that the plan was made for this batch (the lengths
+// it recorded, on the host) and key, and that block ids of visible pages are in the pool.
+void validate_attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan);
+
+void validate_merge(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
+                    const TensorView& output, const TensorView& lse);
+
+void validate_output(const TensorView& output);  // of fill_zero
+
+// A layer's constants against its key (before there is a batch).
+void validate_params(const PlanKey& key, const AttentionParams& params, DType output_dtype);
+
+}  // namespace diffkv::core
