@@ -55,6 +55,8 @@ constexpr Dim at_most(std::string_view name, std::int64_t extent,
 inline constexpr std::array kQueryDTypes = {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3};
 inline constexpr std::array kKvDTypes = {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3,
                                          DType::kE5M2};
+// What may be written into a cache: plain types, and fp8 as it is.
+inline constexpr std::array kInputDTypes = kKvDTypes;
 // Those that need no scale.
 inline constexpr std::array kPlainDTypes = {DType::kF32, DType::kF16, DType::kBF16};
 
