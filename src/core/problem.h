@@ -1,0 +1,14 @@
+// What a backend is asked about before it runs something.
+#pragma once
+
+#include "diffkv/attention.h"
+
+namespace diffkv::core {
+
+// The problem that a call of attend poses.
+Problem problem_of(const PlanKey& key, const AttentionParams& params, const AttendArgs& args);
+
+// The part of it known when a layer is made: no batch, no cache yet.
+Problem problem_of(const PlanKey& key, const AttentionParams& params, DType output_dtype);
+
+}  // namespace diffkv::core

@@ -1,0 +1,161 @@
+// Walks the plan with OpenMP threads.
+#include "cpu/backend.h"
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include "cpu/kernels.h"
+#include "cpu/merge_states.h"
+#include "cpu/targets.h"
+#include "diffkv/error.h"
+#include "plan/host_plan.h"
+#include "plan/schedule.h"
+
+namespace diffkv::cpu {
+namespace {
+
+constexpr std::int64_t kAlignment = 64;
+// Shares of a line of work a thread: spare ones even out threads that were held up.
+constexpr std::int32_t kSharesPerThread = 4;
+// Cost units: a block of keys on one vector of 16 rows is one arithmetic unit plus its conversion.
+constexpr std::int32_t kDecodeBlockCost = 4;
+constexpr std::int32_t kPrefillBlockCost = 20;
+
+class CpuBackend final : public Backend {
+ public:
+  // Throws Error(kUnavailable) if DIFFKV_CPU_TARGET names a target that is not there.
+  CpuBackend() { set_target(""); }
+
+  std::string_view name() const override { return "cpu"; }
+  DeviceType device_type() const override { return DeviceType::kCpu; }
+
+  std::string description() const override {
+    return fmt::format("CPU, {}, {} threads", current_target(), omp_get_max_threads());
+  }
+
+  Support available() const override { return {true, "", "cpu/" + current_target()}; }
+
+  Support supports(const Problem& problem) const override {
+    if (problem.output_block_scale) {
+      return {false, "output_block_scale is not supported", ""};
+    }
+    return {true, "", "decode+prefill/" + current_target()};
+  }
+
+  ScheduleLimits limits(const PlanKey& key) const override {
+    ScheduleLimits limits;
+    limits.threads = omp_get_max_threads();
+    limits.num_classes = 2;
+    limits.scratch_bytes = attend_scratch_bytes(kPrefillRows, key.head_size_qk, key.head_size_v);
+    TileClass& decode = limits.classes[0];
+    decode.tile_rows = kDecodeRows;
+    decode.max_seq_rows = kDecodeRows;
+    decode.block_cost = kDecodeBlockCost;
+    decode.tile_cost = kDecodeBlockCost;
+    TileClass& prefill = limits.classes[1];
+    prefill.tile_rows = kPrefillRows;
+    prefill.block_cost = kPrefillBlockCost;
+    prefill.tile_cost = kPrefillBlockCost;
+    for (TileClass* cls : {&decode, &prefill}) {
+      cls->block_keys = kBlockKeys;
+      cls->workers = limits.threads * kSharesPerThread;
+    }
+    return limits;
+  }
+
+  void* allocate(std::int64_t bytes, const Device& /*device*/) const override {
+    const std::size_t size =
+        static_cast<std::size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
+    void* data = ::operator new (size, std::align_val_t{kAlignment}, std::nothrow);
+    if (data == nullptr) {
+      throw Error(ErrorCode::kUnavailable, fmt::format("no memory for {} bytes", bytes));
+    }
+    return data;
+  }
+
+  void deallocate(void* data, const Device& /*device*/) const noexcept override {
+    ::operator delete (data, std::align_val_t{kAlignment});
+  }
+
+  void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
+            detail::PlanTables& tables, Stream /*stream*/) const override {
+    plan::plan_on_host(key, limits, batch, tables);
+  }
+
+  void update_cache(const ConstTensorView& key, const ConstTensorView& value,
+                    const KvCacheView& cache, const ConstTensorView& slot_mapping,
+                    Stream /*stream*/) const override {
+    const UpdateCall call{key, value, cache, slot_mapping};
+    // Threads share the work by page, so that of two tokens for one slot the later one wins.
+    const std::int64_t parts = std::min<std::int64_t>(
+        omp_get_max_threads(), (slot_mapping.shape[0] + kTokensPerPart - 1) / kTokensPerPart);
+#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
+    for (std::int64_t part = 0; part < parts; ++part) update_cache_part(call, part, parts);
+  }
+
+  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+              Stream /*stream*/) const override {
+    for_each_share(params, args, plan, attend_share);
+  }
+
+  void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+               Stream /*stream*/) const override {
+    for_each_share(params, args, plan, combine_share);
+  }
+
+  void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
+                         const TensorView& output, const TensorView& lse,
+                         Stream /*stream*/) const override {
+    const MergeCall call{a, b, sinks, output, lse};
+#pragma omp parallel for collapse(2) schedule(static)
+    for (std::int64_t token = 0; token < output.shape[0]; ++token) {
+      for (std::int64_t head = 0; head < output.shape[1]; ++head) merge_row(call, token, head);
+    }
+  }
+
+  void fill_zero(const TensorView& output, Stream /*stream*/) const override {
+    const std::int64_t bytes = size_of(output.dtype);
+    for (std::int64_t token = 0; token < output.shape[0]; ++token) {
+      for (std::int64_t head = 0; head < output.shape[1]; ++head) {
+        auto* row = static_cast<std::byte*>(output.data) +
+                    (token * output.strides[0] + head * output.strides[1]) * bytes;
+        std::memset(row, 0, static_cast<std::size_t>(output.shape[2] * bytes));
+      }
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kTokensPerPart = 16;
+
+  // Runs every worker's share of every class on the plan's threads.
+  template <class Fn>
+  static void for_each_share(const AttentionParams& params, const AttendArgs& args,
+                             const Plan& plan, Fn&& fn) {
+    const ScheduleLimits& limits = plan.limits();
+    const AttendCall call{&params, &args,
+                          plan::schedule_view(plan.key(), limits, plan.tables(), args.batch)};
+    std::int32_t shares = 0;
+    for (std::int32_t c = 0; c < limits.num_classes; ++c) shares += limits.classes[c].workers;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(limits.threads)
+    for (std::int32_t share = 0; share < shares; ++share) {
+      std::int32_t worker = share;
+      std::int32_t cls = 0;
+      while (worker >= limits.classes[cls].workers) worker -= limits.classes[cls++].workers;
+      fn(call, cls, worker, plan.tables().scratch + omp_get_thread_num() * limits.scratch_bytes);
+    }
+  }
+};
+
+}  // namespace
+
+const Backend& backend() {
+  static const CpuBackend instance;
+  return instance;
+}
+
+}  // namespace diffkv::cpu

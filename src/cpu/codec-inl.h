@@ -1,0 +1,100 @@
+// Stored rows to fp32, for the target being compiled.
+
+// Per-target include guard.
+#if defined(DIFFKV_CPU_CODEC_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef DIFFKV_CPU_CODEC_INL_H_
+#undef DIFFKV_CPU_CODEC_INL_H_
+#else
+#define DIFFKV_CPU_CODEC_INL_H_
+#endif
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace diffkv::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Rows are multiples of 8 elements, so 8 lanes (or the target's fewer) need no tail.
+using RowTag = hn::CappedTag<float, 8>;
+using RowVec = hn::Vec<RowTag>;
+
+// Before AVX2 there is no instruction that widens fp16, and Highway's emulation does not keep NaN
+// and infinities.
+#if HWY_ARCH_X86
+inline constexpr bool kWidensF16 = HWY_TARGET <= HWY_AVX2;
+#else
+inline constexpr bool kWidensF16 = true;
+#endif
+
+template <DType kDType>
+HWY_INLINE RowVec load_lanes(const void* row, std::int64_t i) {
+  const RowTag d;
+  const hn::Rebind<std::uint32_t, RowTag> du32;
+  const hn::Rebind<std::uint16_t, RowTag> du16;
+  const hn::Rebind<std::uint8_t, RowTag> du8;
+  const hn::Rebind<hwy::float16_t, RowTag> df16;
+  if constexpr (kDType == DType::kF32) {
+    return hn::LoadU(d, static_cast<const float*>(row) + i);
+  } else if constexpr (kDType == DType::kBF16) {
+    const auto x = hn::LoadU(du16, static_cast<const std::uint16_t*>(row) + i);
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du32, x)));
+  } else if constexpr (!kWidensF16) {
+    HWY_ALIGN float lanes[8];
+    for (std::size_t lane = 0; lane < hn::MaxLanes(d); ++lane) {
+      lanes[lane] = core::load_element(kDType, row, i + static_cast<std::int64_t>(lane));
+    }
+    return hn::Load(d, lanes);
+  } else if constexpr (kDType == DType::kF16) {
+    const auto x = hn::LoadU(du16, static_cast<const std::uint16_t*>(row) + i);
+    return hn::PromoteTo(d, hn::BitCast(df16, x));
+  } else if constexpr (kDType == DType::kE5M2) {
+    // The upper byte of an fp16.
+    const auto x = hn::PromoteTo(du16, hn::LoadU(du8, static_cast<const std::uint8_t*>(row) + i));
+    return hn::PromoteTo(d, hn::BitCast(df16, hn::ShiftLeft<8>(x)));
+  } else {
+    // As an fp16 with the same sign and mantissa the exponent is 8 too small. 0x7f is NaN.
+    const auto x = hn::PromoteTo(du16, hn::LoadU(du8, static_cast<const std::uint8_t*>(row) + i));
+    const auto sign = hn::ShiftLeft<8>(hn::And(x, hn::Set(du16, 0x80)));
+    const auto mag = hn::And(x, hn::Set(du16, 0x7f));
+    const auto is_nan = hn::Eq(mag, hn::Set(du16, 0x7f));
+    const auto f16 = hn::IfThenElse(is_nan, hn::Set(du16, 0x7e00), hn::ShiftLeft<7>(mag));
+    const auto f32 = hn::PromoteTo(d, hn::BitCast(df16, hn::Or(f16, sign)));
+    return hn::Mul(f32, hn::Set(d, 256.0F));
+  }
+}
+
+// Calls fn(constant) with the dtype as a compile-time constant.
+template <class Fn>
+HWY_INLINE auto with_dtype(DType dtype, Fn&& fn) {
+  switch (dtype) {
+    case DType::kF32:
+      return fn(std::integral_constant<DType, DType::kF32>());
+    case DType::kF16:
+      return fn(std::integral_constant<DType, DType::kF16>());
+    case DType::kBF16:
+      return fn(std::integral_constant<DType, DType::kBF16>());
+    case DType::kE5M2:
+      return fn(std::integral_constant<DType, DType::kE5M2>());
+    default:
+      return fn(std::integral_constant<DType, DType::kE4M3>());
+  }
+}
+
+// Widens n elements (a multiple of 8) of a row.
+template <DType kDType>
+HWY_INLINE void load_row(const void* row, std::int64_t n, float* HWY_RESTRICT dst) {
+  const RowTag d;
+  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+    hn::StoreU(load_lanes<kDType>(row, i), d, dst + i);
+  }
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace diffkv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

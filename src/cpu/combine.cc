@@ -1,0 +1,51 @@
+// Partials to output rows. A few rows a worker: bound by memory, so plain loops.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/softmax.h"
+#include "cpu/kernels.h"
+#include "cpu/row_io.h"
+
+namespace diffkv::cpu {
+namespace {
+
+void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
+                  const plan::Piece& first, float* acc) {
+  const detail::PlanTables& tables = call.schedule.tables;
+  const std::int64_t head_size_v = call.args->cache.head_size_v;
+  for (std::int64_t row = 0; row < first.tile.num_rows; ++row) {
+    const std::int64_t index = first.tile.first_row + row;
+    const std::int64_t token = tables.query_start_loc[first.seq] + index / call.schedule.group;
+    if (token >= tables.num_tokens) continue;
+    core::SoftmaxState state;
+    std::fill_n(acc, head_size_v, 0.0F);
+    plan::for_each_partial(call.schedule, tile_class, worker, first, [&](std::int32_t slot) {
+      const std::int64_t at = std::int64_t{slot} * tables.partial_rows + row;
+      const float* part = tables.partial_acc + at * tables.partial_stride;
+      const core::SoftmaxState other{tables.partial_max[at], tables.partial_sum[at]};
+      // A part that saw nothing has nothing to add, whatever hidden values left in it.
+      if (other.max == core::kNegInf && other.sum == 0.0F) return;
+      float keep = 0.0F;
+      float add = 0.0F;
+      core::merge(state, other, keep, add);
+      for (std::int64_t c = 0; c < head_size_v; ++c) acc[c] = acc[c] * keep + part[c] * add;
+    });
+    const std::int64_t head =
+        std::int64_t{first.tile.kv_head} * call.schedule.group + index % call.schedule.group;
+    write_row(call, token, head, first.tile.kv_head, state, acc);
+  }
+}
+
+}  // namespace
+
+void combine_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
+                   std::byte* scratch) {
+  plan::for_each_piece(call.schedule, tile_class, worker, [&](const plan::Piece& piece) {
+    if (piece.slot >= 0 && piece.first()) {
+      combine_tile(call, tile_class, worker, piece, reinterpret_cast<float*>(scratch));
+    }
+  });
+}
+
+}  // namespace diffkv::cpu

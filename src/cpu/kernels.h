@@ -1,0 +1,48 @@
+// The CPU kernels behind run-time dispatch: plain pointers and sizes, one call per share of work.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "diffkv/attention.h"
+#include "diffkv/plan.h"
+#include "plan/schedule.h"
+
+namespace diffkv::cpu {
+
+// Rows of a decode tile: a group of heads of one token, or a few tokens of a smaller group.
+inline constexpr std::int32_t kDecodeRows = 16;
+// Rows of a prefill tile: two register blocks of 3 vectors at 16 lanes, four at 8.
+inline constexpr std::int32_t kPrefillRows = 96;
+// Keys that are converted, scored and summed at a time.
+inline constexpr std::int32_t kBlockKeys = 64;
+
+// What all workers of one call of attend share.
+struct AttendCall {
+  const AttentionParams* params = nullptr;
+  const AttendArgs* args = nullptr;
+  plan::ScheduleView schedule;
+};
+
+// Bytes of scratch that one thread needs for tiles of `rows` rows.
+std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t head_size_qk,
+                                  std::int64_t head_size_v);
+
+// Runs one worker's share of a tile class. `scratch` is 64-byte aligned.
+void attend_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
+                  std::byte* scratch);
+
+// Merges and writes the cut tiles whose first piece is in that share.
+void combine_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
+                   std::byte* scratch);
+
+// Writes the tokens whose page falls to `part` of `parts` by page number.
+struct UpdateCall {
+  ConstTensorView key;
+  ConstTensorView value;
+  KvCacheView cache;
+  ConstTensorView slot_mapping;
+};
+void update_cache_part(const UpdateCall& call, std::int64_t part, std::int64_t parts);
+
+}  // namespace diffkv::cpu

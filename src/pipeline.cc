@@ -1,0 +1,48 @@
+// The spine: what happens in one step, stage by stage.
+//
+//   Batch -> validate -> plan -> update_cache -> attend (work -> partials) -> combine -> output
+//
+// make_plan, in plan/plan.cc, is the second stage; it runs once a step for all layers of one kind.
+#include <fmt/format.h>
+
+#include "core/problem.h"
+#include "core/validate.h"
+#include "diffkv/attention.h"
+#include "diffkv/backend.h"
+#include "diffkv/error.h"
+#include "diffkv/plan.h"
+
+namespace diffkv {
+
+void update_cache(const Backend& backend, const ConstTensorView& key, const ConstTensorView& value,
+                  const KvCacheView& cache, const ConstTensorView& slot_mapping, Stream stream) {
+  core::validate_update_cache(key, value, cache, slot_mapping);
+  backend.update_cache(key, value, cache, slot_mapping, stream);
+}
+
+void attend(const Backend& backend, const AttentionParams& params, const AttendArgs& args,
+            const Plan& plan, Stream stream) {
+  core::validate_attend(params, args, plan);
+  const Support support = backend.supports(core::problem_of(plan.key(), params, args));
+  if (!support) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("backend {} does not run {}: {}", backend.name(), to_string(plan.key()),
+                            support.reason));
+  }
+  backend.attend(params, args, plan, stream);
+  backend.combine(params, args, plan, stream);
+}
+
+void merge_attn_states(const Backend& backend, const AttnState& a, const AttnState& b,
+                       const ConstTensorView& sinks, const TensorView& output,
+                       const TensorView& lse, Stream stream) {
+  core::validate_merge(a, b, sinks, output, lse);
+  backend.merge_attn_states(a, b, sinks, output, lse, stream);
+}
+
+void fill_zero(const Backend& backend, const TensorView& output, Stream stream) {
+  core::validate_output(output);
+  backend.fill_zero(output, stream);
+}
+
+}  // namespace diffkv

@@ -1,0 +1,347 @@
+// Who reads which keys: tiles, blocks, shares, pieces, slots. Allocation-free, host and device; the
+// planner, the kernels and combine all walk the plan through these functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/mask.h"
+#include "diffkv/batch.h"
+#include "diffkv/plan.h"
+
+namespace diffkv::plan {
+
+using core::RowKeys;
+using core::SeqMask;
+using detail::PlanTables;
+using detail::WorkStart;
+
+// Least length of the key ranges that kBatchInvariant cuts at.
+inline constexpr std::int32_t kLeastInvariantKeys = 2048;
+
+// What the walk needs, as plain pointers in the batch's memory space.
+struct ScheduleView {
+  Mask mask;
+  SchedulePolicy policy = SchedulePolicy::kBalanced;
+  std::int32_t num_kv_heads = 1;
+  std::int32_t group = 1;
+  std::int32_t num_seqs = 0;
+  ScheduleLimits limits;
+  PlanTables tables;
+  const std::uint8_t* causal_per_seq = nullptr;
+  std::int64_t causal_stride = 1;
+  const std::int32_t* prefix_lens = nullptr;
+  std::int64_t prefix_stride = 1;
+  const std::int32_t* mm_ranges = nullptr;
+  std::int64_t mm_ranges_stride = 0;  // elements from one sequence to the next
+  std::int32_t num_mm_ranges = 0;
+};
+
+inline ScheduleView schedule_view(const PlanKey& key, const ScheduleLimits& limits,
+                                  const PlanTables& tables, const Batch& batch) {
+  ScheduleView view;
+  view.mask = key.mask;
+  view.policy = key.policy;
+  view.num_kv_heads = static_cast<std::int32_t>(key.num_kv_heads);
+  view.group = static_cast<std::int32_t>(key.group());
+  view.num_seqs = static_cast<std::int32_t>(batch.num_seqs);
+  view.limits = limits;
+  view.tables = tables;
+  if (batch.causal_per_seq.given()) {
+    view.causal_per_seq = static_cast<const std::uint8_t*>(batch.causal_per_seq.data);
+    view.causal_stride = batch.causal_per_seq.strides[0];
+  }
+  if (batch.prefix_lens.given()) {
+    view.prefix_lens = static_cast<const std::int32_t*>(batch.prefix_lens.data);
+    view.prefix_stride = batch.prefix_lens.strides[0];
+  }
+  if (batch.mm_ranges.given()) {
+    view.mm_ranges = static_cast<const std::int32_t*>(batch.mm_ranges.data);
+    view.mm_ranges_stride = batch.mm_ranges.strides[0];
+    view.num_mm_ranges = static_cast<std::int32_t>(batch.mm_ranges.shape[1]);
+  }
+  return view;
+}
+
+DIFFKV_HD inline SeqMask seq_mask(const ScheduleView& view, std::int32_t seq) {
+  SeqMask mask;
+  mask.query_len = view.tables.query_start_loc[seq + 1] - view.tables.query_start_loc[seq];
+  mask.seq_len = view.tables.seq_lens[seq];
+  mask.causal = view.causal_per_seq != nullptr ? view.causal_per_seq[seq * view.causal_stride] != 0
+                                               : view.mask.causal;
+  if (view.prefix_lens != nullptr) mask.prefix_len = view.prefix_lens[seq * view.prefix_stride];
+  if (view.mm_ranges != nullptr) {
+    mask.mm_ranges = view.mm_ranges + seq * view.mm_ranges_stride;
+    mask.num_mm_ranges = view.num_mm_ranges;
+  }
+  return mask;
+}
+
+// The rows of one KV head of a sequence, cut into tiles of its class. Depends on the sequence
+// alone.
+struct SeqTiles {
+  std::int32_t tile_class = 0;
+  std::int32_t rows = 0;            // query_len * group
+  std::int32_t tiles_per_head = 0;  // 0 if the sequence has no query
+};
+
+DIFFKV_HD inline SeqTiles seq_tiles(const ScheduleView& view, std::int32_t query_len) {
+  SeqTiles tiles;
+  tiles.rows = query_len * view.group;
+  while (tiles.tile_class + 1 < view.limits.num_classes &&
+         tiles.rows > view.limits.classes[tiles.tile_class].max_seq_rows) {
+    ++tiles.tile_class;
+  }
+  const std::int32_t tile_rows = view.limits.classes[tiles.tile_class].tile_rows;
+  tiles.tiles_per_head = (tiles.rows + tile_rows - 1) / tile_rows;
+  return tiles;
+}
+
+// One tile and the blocks of keys it walks. Blocks are aligned to block_keys; virtual block v of
+// num_blocks is block v below the prefix, then the window's from first_block on.
+struct Tile {
+  std::int32_t kv_head = 0;
+  std::int32_t first_row = 0;
+  std::int32_t num_rows = 0;
+  RowKeys keys;  // holds every key that a row sees
+  std::int32_t block_keys = 1;
+  std::int32_t prefix_blocks = 0;
+  std::int32_t first_block = 0;
+  std::int32_t num_blocks = 0;
+
+  DIFFKV_HD std::int32_t block_at(std::int32_t v) const {
+    return v < prefix_blocks ? v : v - prefix_blocks + first_block;
+  }
+  // Virtual blocks whose place is below block `place`.
+  DIFFKV_HD std::int32_t blocks_below(std::int32_t place) const {
+    if (place <= prefix_blocks) return place;
+    const std::int32_t v = prefix_blocks + (place > first_block ? place - first_block : 0);
+    return v < num_blocks ? v : num_blocks;
+  }
+  // Keys of virtual block v that some row may see.
+  DIFFKV_HD KeyRange keys_at(std::int32_t v) const {
+    const std::int32_t start = block_at(v) * block_keys;
+    const std::int32_t stop = start + block_keys;
+    KeyRange range{start, stop};
+    if (start >= keys.prefix_end && start < keys.begin) range.begin = keys.begin;
+    const std::int32_t limit =
+        keys.end > keys.prefix_end && stop > keys.begin ? keys.end : keys.prefix_end;
+    if (stop > limit) range.end = limit;
+    return range;
+  }
+};
+
+DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, const SeqTiles& tiles,
+                              std::int32_t index) {
+  const TileClass& cls = view.limits.classes[tiles.tile_class];
+  Tile tile;
+  tile.kv_head = index / tiles.tiles_per_head;
+  tile.first_row = (index - tile.kv_head * tiles.tiles_per_head) * cls.tile_rows;
+  const std::int32_t rest = tiles.rows - tile.first_row;
+  tile.num_rows = rest < cls.tile_rows ? rest : cls.tile_rows;
+  tile.keys = core::tile_keys(view.mask, seq, tile.first_row / view.group,
+                              (tile.first_row + tile.num_rows - 1) / view.group);
+  tile.block_keys = cls.block_keys;
+  tile.prefix_blocks = (tile.keys.prefix_end + cls.block_keys - 1) / cls.block_keys;
+  tile.first_block = tile.keys.begin / cls.block_keys;
+  if (tile.first_block < tile.prefix_blocks) tile.first_block = tile.prefix_blocks;
+  std::int32_t window_blocks = 0;
+  if (tile.keys.begin < tile.keys.end) {
+    window_blocks = (tile.keys.end + cls.block_keys - 1) / cls.block_keys - tile.first_block;
+    if (window_blocks < 0) window_blocks = 0;
+  }
+  tile.num_blocks = tile.prefix_blocks + window_blocks;
+  return tile;
+}
+
+DIFFKV_HD inline std::int64_t tile_cost(const TileClass& cls, const Tile& tile) {
+  return cls.tile_cost + static_cast<std::int64_t>(tile.num_blocks) * cls.block_cost;
+}
+
+// Cost of one KV head of a sequence.
+DIFFKV_HD inline std::int64_t head_cost(const ScheduleView& view, const SeqMask& seq,
+                                        const SeqTiles& tiles) {
+  std::int64_t cost = 0;
+  for (std::int32_t t = 0; t < tiles.tiles_per_head; ++t) {
+    cost += tile_cost(view.limits.classes[tiles.tile_class], tile_at(view, seq, tiles, t));
+  }
+  return cost;
+}
+
+// kBatchInvariant: keys are cut at multiples of L = max(2048, least power of two >= seq_len /
+// S_max), so a sequence's pieces depend on the sequence alone. Returns how many such ranges it has;
+// 1 where it is not cut.
+struct InvariantCut {
+  std::int32_t pieces = 1;
+  std::int32_t blocks_per_piece = 0;
+};
+
+DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqTiles& tiles,
+                                            std::int32_t seq_len) {
+  const TileClass& cls = view.limits.classes[tiles.tile_class];
+  std::int64_t length = kLeastInvariantKeys;
+  while (length * view.limits.invariant_max_pieces < seq_len) length *= 2;
+  InvariantCut cut;
+  cut.blocks_per_piece = static_cast<std::int32_t>(length / cls.block_keys);
+  if (tiles.tiles_per_head <= cls.invariant_max_tiles && seq_len > length) {
+    cut.pieces = static_cast<std::int32_t>((seq_len + length - 1) / length);
+  }
+  return cut;
+}
+
+// End of the piece that virtual block v is in, by absolute cuts.
+DIFFKV_HD inline std::int32_t invariant_piece_end(const InvariantCut& cut, const Tile& tile,
+                                                  std::int32_t v) {
+  if (cut.pieces <= 1) return tile.num_blocks;
+  const std::int32_t range = tile.block_at(v) / cut.blocks_per_piece;
+  return tile.blocks_below((range + 1) * cut.blocks_per_piece);
+}
+
+// A piece of a tile: virtual blocks [begin_block, end_block).
+struct Piece {
+  std::int32_t seq = 0;
+  std::int32_t tile_index = 0;  // among the sequence's tiles, head-major
+  Tile tile;
+  std::int32_t begin_block = 0;
+  std::int32_t end_block = 0;
+  std::int32_t slot = -1;  // -1: the whole tile
+
+  DIFFKV_HD bool first() const { return begin_block == 0; }
+  DIFFKV_HD bool last() const { return end_block == tile.num_blocks; }
+};
+
+DIFFKV_HD inline bool same_tile(const WorkStart& a, const WorkStart& b) {
+  return a.seq == b.seq && a.tile == b.tile;
+}
+
+DIFFKV_HD inline bool before(const WorkStart& a, const WorkStart& b) {
+  if (a.seq != b.seq) return a.seq < b.seq;
+  if (a.tile != b.tile) return a.tile < b.tile;
+  return a.block < b.block;
+}
+
+// Slot of the piece of (seq, tile) that starts at virtual block `begin`.
+DIFFKV_HD inline std::int32_t slot_of(const ScheduleView& view, std::int32_t tile_class,
+                                      std::int32_t worker, const InvariantCut& cut,
+                                      const Piece& piece) {
+  if (piece.first() && piece.last()) return -1;
+  if (view.policy == SchedulePolicy::kBatchInvariant) {
+    return view.tables.slot_before[piece.seq] + piece.tile_index * cut.pieces +
+           piece.tile.block_at(piece.begin_block) / cut.blocks_per_piece;
+  }
+  return view.tables.first_slot[tile_class] + 2 * worker + (piece.first() ? 1 : 0);
+}
+
+// Calls fn(piece) for every piece of a worker's share, in order.
+template <class Fn>
+DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
+                              std::int32_t worker, Fn&& fn) {
+  WorkStart at = view.tables.starts[tile_class][worker];
+  const WorkStart stop = view.tables.starts[tile_class][worker + 1];
+  while (at.seq < view.num_seqs && before(at, stop)) {
+    const SeqMask seq = seq_mask(view, at.seq);
+    const SeqTiles tiles = seq_tiles(view, seq.query_len);
+    const std::int32_t num_tiles =
+        tiles.tile_class == tile_class ? tiles.tiles_per_head * view.num_kv_heads : 0;
+    const InvariantCut cut = invariant_cut(view, tiles, seq.seq_len);
+    for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
+      Piece piece;
+      piece.seq = at.seq;
+      piece.tile_index = at.tile;
+      piece.tile = tile_at(view, seq, tiles, at.tile);
+      const std::int32_t share_end = same_tile(at, stop) && stop.block < piece.tile.num_blocks
+                                         ? stop.block
+                                         : piece.tile.num_blocks;
+      piece.begin_block = at.block;
+      do {
+        piece.end_block = share_end;
+        if (view.policy == SchedulePolicy::kBatchInvariant && piece.tile.num_blocks > 0) {
+          const std::int32_t end = invariant_piece_end(cut, piece.tile, piece.begin_block);
+          piece.end_block = end < share_end ? end : share_end;
+        }
+        piece.slot = slot_of(view, tile_class, worker, cut, piece);
+        fn(static_cast<const Piece&>(piece));
+        piece.begin_block = piece.end_block;
+      } while (piece.begin_block < share_end);
+      if (share_end < piece.tile.num_blocks) return;
+    }
+    if (at.tile < num_tiles) return;
+    at = WorkStart{at.seq + 1, 0, 0};
+  }
+}
+
+// Calls fn(slot) for every partial of the tile whose first piece is `first`, found in `worker`'s
+// share, in the order of their keys.
+template <class Fn>
+DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_class,
+                                std::int32_t worker, const Piece& first, Fn&& fn) {
+  fn(first.slot);
+  if (view.policy == SchedulePolicy::kBatchInvariant) {
+    const SeqMask seq = seq_mask(view, first.seq);
+    const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq.seq_len);
+    Piece piece = first;
+    while (!piece.last()) {
+      piece.begin_block = piece.end_block;
+      piece.end_block = invariant_piece_end(cut, piece.tile, piece.begin_block);
+      fn(slot_of(view, tile_class, worker, cut, piece));
+    }
+    return;
+  }
+  const WorkStart* starts = view.tables.starts[tile_class];
+  const WorkStart tile{first.seq, first.tile_index, 0};
+  for (std::int32_t w = worker + 1; w < view.limits.classes[tile_class].workers; ++w) {
+    if (!same_tile(starts[w], tile) || starts[w].block == 0) return;
+    if (before(starts[w], starts[w + 1])) fn(view.tables.first_slot[tile_class] + 2 * w);
+  }
+}
+
+// Where the share that starts `target` units of cost into a class's line of work starts. `share` is
+// the cost of one worker's share.
+DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_class,
+                                  std::int64_t target, std::int64_t share) {
+  const TileClass& cls = view.limits.classes[tile_class];
+  const std::int64_t* cost_before = view.tables.cost_before[tile_class];
+  if (target >= cost_before[view.num_seqs]) return WorkStart{view.num_seqs, 0, 0};
+  std::int32_t low = 0;  // the last sequence whose work starts at or below the target
+  for (std::int32_t high = view.num_seqs; high - low > 1;) {
+    const std::int32_t middle = low + (high - low) / 2;
+    (cost_before[middle] <= target ? low : high) = middle;
+  }
+  const SeqMask seq = seq_mask(view, low);
+  const SeqTiles tiles = seq_tiles(view, seq.query_len);
+  const std::int64_t per_head = (cost_before[low + 1] - cost_before[low]) / view.num_kv_heads;
+  std::int64_t rest = target - cost_before[low];
+  const std::int32_t head = static_cast<std::int32_t>(rest / per_head);
+  rest -= head * per_head;
+  WorkStart at{low, head * tiles.tiles_per_head, 0};
+  Tile tile = tile_at(view, seq, tiles, at.tile);
+  while (rest >= tile_cost(cls, tile)) {
+    rest -= tile_cost(cls, tile);
+    tile = tile_at(view, seq, tiles, ++at.tile);
+  }
+  const InvariantCut cut = invariant_cut(view, tiles, seq.seq_len);
+  const bool invariant = view.policy == SchedulePolicy::kBatchInvariant;
+  const bool may_cut = tile_cost(cls, tile) * cls.uncut_per_share > share &&
+                       (invariant ? cut.pieces > 1 : tile.num_blocks >= 2 * cls.least_cut);
+  if (!may_cut) {
+    at.block = 2 * rest >= tile_cost(cls, tile) ? tile.num_blocks : 0;
+  } else {
+    const std::int64_t past = rest - cls.tile_cost;
+    at.block =
+        past <= 0 ? 0 : static_cast<std::int32_t>((past + cls.block_cost / 2) / cls.block_cost);
+    if (invariant && at.block > 0 && at.block < tile.num_blocks) {
+      const std::int32_t range = tile.block_at(at.block) / cut.blocks_per_piece;
+      at.block = tile.blocks_below(range * cut.blocks_per_piece);
+    }
+    if (!invariant && at.block < cls.least_cut) at.block = 0;
+    if (!invariant && tile.num_blocks - at.block < cls.least_cut) at.block = tile.num_blocks;
+  }
+  if (at.block >= tile.num_blocks && (at.block > 0 || 2 * rest >= tile_cost(cls, tile))) {
+    at = WorkStart{at.seq, at.tile + 1, 0};
+    if (at.tile == tiles.tiles_per_head * view.num_kv_heads) at = WorkStart{at.seq + 1, 0, 0};
+  }
+  return at;
+}
+
+}  // namespace diffkv::plan
