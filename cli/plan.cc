@@ -1,0 +1,229 @@
+// `diffkv plan`: the schedule of a batch.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/batch_spec.h"
+#include "cli/commands.h"
+#include "cli/output.h"
+#include "cli/plan_report.h"
+#include "diffkv/diffkv.h"
+#include "replay/model.h"
+
+namespace diffkv::cli {
+namespace {
+
+constexpr const char* kDescription =
+    "Prints who reads which keys in one step: the tile classes, each worker's share of the work, "
+    "how even the shares are, and the workspace. Nothing is computed.\n\n"
+    "A tile is up to `rows` query rows, (token, head) pairs that share a KV head. A class's line "
+    "of tiles is cut into one share for each worker; a tile that is cut leaves partial results in "
+    "slots, which are merged afterwards.";
+
+constexpr const char* kFooter =
+    "Examples:\n"
+    "  diffkv plan --seqs 1x131072\n"
+    "  diffkv plan --seqs '1x8192*64,2048x8192' --model mimo-v2-flash --tp 8 --layer window\n"
+    "  diffkv plan --seqs 512x512 --num-heads 40 --num-kv-heads 40 --head-size-qk 96 "
+    "--head-size-v 64 --items\n"
+    "\n"
+    "Exit codes: 0 right, 2 bad use or input.";
+
+// Tiles that a plan may have and still be listed in memory.
+constexpr std::int64_t kMaxTiles = std::int64_t{1} << 24;
+
+struct Options {
+  std::string seqs;
+  std::string backend;
+  std::string model;
+  std::int64_t tp = 1;
+  std::string layer = "full";
+  PlanKey key;
+  std::string query_dtype = "bf16";
+  std::string kv_cache_dtype = "auto";
+  bool full_attention = false;
+  std::int32_t prefix_len = 0;
+  std::string policy = "balanced";
+  bool items = false;
+  std::string json_file;
+
+  // Without a model: MiMo-V2-Flash's full layers.
+  Options() {
+    key.num_heads = 64;
+    key.num_kv_heads = 4;
+    key.head_size_qk = 192;
+    key.head_size_v = 128;
+  }
+};
+
+PlanKey key_of(const Options& options) {
+  PlanKey key = options.key;
+  if (!options.model.empty()) {
+    const replay::Model model = replay::divide_heads(replay::find_model(options.model), options.tp);
+    const replay::LayerKind& kind = options.layer == "window" ? model.window : model.full;
+    key.num_heads = kind.num_heads;
+    key.num_kv_heads = kind.num_kv_heads;
+    key.head_size_qk = model.head_size_qk;
+    key.head_size_v = model.head_size_v;
+    key.mask.window = static_cast<std::int32_t>(kind.window);
+  }
+  key.mask.causal = !options.full_attention;
+  key.query_dtype = parse_dtype(options.query_dtype);
+  key.key_dtype =
+      options.kv_cache_dtype == "auto" ? key.query_dtype : parse_dtype(options.kv_cache_dtype);
+  key.value_dtype = key.key_dtype;
+  key.policy =
+      options.policy == "invariant" ? SchedulePolicy::kBatchInvariant : SchedulePolicy::kBalanced;
+  return key;
+}
+
+// The batch of a command line, its plan and the memory they live in.
+class PlannedBatch {
+ public:
+  PlannedBatch(const Backend& backend, const PlanKey& key, const std::vector<SeqLengths>& seqs,
+               std::int32_t prefix_len)
+      : query_start_loc_{0} {
+    for (const SeqLengths& seq : seqs) {
+      query_start_loc_.push_back(query_start_loc_.back() + seq.query_len);
+      seq_lens_.push_back(seq.seq_len);
+      maxima.max_seq_len = std::max<std::int64_t>(maxima.max_seq_len, seq.seq_len);
+    }
+    prefix_lens_.assign(seqs.size(), prefix_len);
+    batch.num_seqs = static_cast<std::int64_t>(seqs.size());
+    batch.num_actual_tokens = query_start_loc_.back();
+    batch.query_start_loc = view_of(query_start_loc_.data(), {batch.num_seqs + 1});
+    batch.seq_lens = view_of(seq_lens_.data(), {batch.num_seqs});
+    if (key.mask.prefix_window > 0) {
+      batch.prefix_lens = view_of(prefix_lens_.data(), {batch.num_seqs});
+    }
+    maxima.max_seqs = batch.num_seqs;
+    maxima.max_tokens = batch.num_actual_tokens;
+    bytes = workspace_bytes(backend, key, maxima);
+    refuse_too_many_tiles(backend.limits(key), key, seqs);
+    const Device device{backend.device_type(), 0};
+    workspace_ = Workspace(backend.allocate(bytes, device),
+                           [&backend, device](void* data) { backend.deallocate(data, device); });
+    plan = make_plan(backend, key, maxima, batch,
+                     TensorView(workspace_.get(), DType::kU8, {bytes}, device));
+  }
+  PlannedBatch(const PlannedBatch&) = delete;
+  PlannedBatch& operator=(const PlannedBatch&) = delete;
+
+  Batch batch;
+  PlanMaxima maxima;
+  std::int64_t bytes = 0;  // of workspace
+  Plan plan;
+
+ private:
+  static void refuse_too_many_tiles(const ScheduleLimits& limits, const PlanKey& key,
+                                    const std::vector<SeqLengths>& seqs) {
+    std::int64_t least_rows = limits.classes[0].tile_rows;
+    for (std::int32_t c = 1; c < limits.num_classes; ++c) {
+      least_rows = std::min<std::int64_t>(least_rows, limits.classes[c].tile_rows);
+    }
+    std::int64_t tiles = 0;
+    for (const SeqLengths& seq : seqs) {
+      tiles += (seq.query_len * key.group() / least_rows + 1) * key.num_kv_heads;
+      if (tiles <= kMaxTiles) continue;
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("--seqs makes more than {} tiles, too many to list", kMaxTiles));
+    }
+  }
+
+  using Workspace = std::unique_ptr<void, std::function<void(void*)>>;
+
+  std::vector<std::int32_t> query_start_loc_;
+  std::vector<std::int32_t> seq_lens_;
+  std::vector<std::int32_t> prefix_lens_;
+  Workspace workspace_;
+};
+
+void run(const Options& options) {
+  OutputFile json_file(options.json_file);
+  const std::vector<SeqLengths> seqs = parse_batch(options.seqs);
+  const PlanKey key = key_of(options);
+  const Backend& backend = find_backend(options.backend);
+  const PlannedBatch planned(backend, key, seqs, options.prefix_len);
+  const PlanReport report(planned.plan, planned.batch, planned.bytes, options.items);
+  fmt::print("{}", report.text());
+  if (json_file.given()) json_file.commit(json_text(report.json()));
+}
+
+void add_layer_options(CLI::App& command, Options& options) {
+  const std::string group = "The layer";
+  auto* model = command.add_option("--model", options.model, "A model's heads and windows")
+                    ->type_name("NAME")
+                    ->group(group);
+  command.add_option("--tp", options.tp, "Tensor-parallel size that divides the model's heads")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 16))
+      ->needs(model)
+      ->group(group);
+  command.add_option("--layer", options.layer, "The model's full or window layers")
+      ->check(CLI::IsMember({"full", "window"}))
+      ->needs(model)
+      ->group(group);
+  PlanKey& key = options.key;
+  const auto size = [&](const char* flag, std::int64_t& value, const char* help) {
+    command.add_option(flag, value, help)->excludes(model)->capture_default_str()->group(group);
+  };
+  size("--num-heads", key.num_heads, "Query heads");
+  size("--num-kv-heads", key.num_kv_heads, "KV heads");
+  size("--head-size-qk", key.head_size_qk, "Size of a query and key head");
+  size("--head-size-v", key.head_size_v, "Size of a value head");
+  command.add_option("--dtype", options.query_dtype, "Type of the queries")
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--kv-cache-dtype", options.kv_cache_dtype, "Type of the cache, auto = --dtype")
+      ->capture_default_str()
+      ->group(group);
+}
+
+void add_mask_options(CLI::App& command, Options& options) {
+  const std::string group = "The mask";
+  Mask& mask = options.key.mask;
+  command.add_flag("--full", options.full_attention, "Full attention, not causal")->group(group);
+  command.add_option("--window", mask.window, "Sliding window, 0 = off")->group(group);
+  command.add_option("--chunk-size", mask.chunk_size, "Chunk size, 0 = off")->group(group);
+  command
+      .add_option("--chunk-lookback", mask.chunk_lookback, "Chunks before its own that a row sees")
+      ->group(group);
+  command.add_option("--prefix-window", mask.prefix_window, "Window beside a prefix, 0 = off")
+      ->group(group);
+  command.add_option("--prefix-len", options.prefix_len, "The prefix of every sequence")
+      ->group(group);
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, int& exit_code) {
+  CLI::App* command = app.add_subcommand("plan", kDescription);
+  command->footer(kFooter);
+  auto options = std::make_shared<Options>();
+  command
+      ->add_option("--seqs", options->seqs,
+                   "The batch: QUERY_LENxSEQ_LEN or QUERY_LENxSEQ_LEN*COUNT, with commas between")
+      ->required()
+      ->type_name("LIST");
+  command->add_option("--backend", options->backend, "The backend that plans")->type_name("NAME");
+  command->add_option("--policy", options->policy, "How keys are cut among workers")
+      ->check(CLI::IsMember({"balanced", "invariant"}))
+      ->capture_default_str();
+  command->add_flag("--items", options->items, "List every piece of work");
+  command->add_option("--json", options->json_file, "Also write everything as JSON to this file")
+      ->type_name("FILE");
+  add_layer_options(*command, *options);
+  add_mask_options(*command, *options);
+  command->callback([options, &exit_code] {
+    run(*options);
+    exit_code = kExitRight;
+  });
+}
+
+}  // namespace diffkv::cli
