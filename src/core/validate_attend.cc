@@ -37,6 +37,19 @@ void check_lse(std::string_view name, const ConstTensorView& lse, Dim heads, Dim
   check_last_contiguous(name, lse);
 }
 
+// A result written where a part is read from: each element in the place of its own.
+void check_in_place(std::string_view name, const ConstTensorView& result,
+                    std::string_view part_name, const ConstTensorView& part) {
+  if (result.data != part.data || is_empty(result)) return;
+  bool same = result.dtype == part.dtype;
+  for (int i = 0; i < result.rank; ++i) {
+    same = same && (result.shape[i] == 1 || result.strides[i] == part.strides[i]);
+  }
+  if (same) return;
+  refuse("{} starts where {} does with another dtype or other strides, expected the same view",
+         name, part_name);
+}
+
 void check_matches(std::string_view name, std::int64_t got, std::int64_t expected) {
   if (got != expected) refuse("the cache has {} {}, {} {}", name, got, kLayer, expected);
 }
@@ -154,15 +167,13 @@ void validate_attend(const AttentionParams& params, const AttendArgs& args, cons
   check_plan_made(plan);
   const PlanKey& key = plan.key();
   const Batch& batch = args.batch;
-  validate_params(key, params, args.output.dtype);
-  check_dtype("query", args.query.dtype, kQueryDTypes);
-  if (args.query.dtype != key.query_dtype) {
-    refuse("query is {}, {} {}", to_string(args.query.dtype), kLayer, to_string(key.query_dtype));
-  }
-  check_heads("query", args.query, key.query_dtype,
+  check_heads("query", args.query, kQueryDTypes,
               {at_least("num_tokens", batch.num_actual_tokens, "the batch has num_actual_tokens"),
                exactly("num_heads", key.num_heads, kLayer),
                exactly("head_size_qk", key.head_size_qk, kLayer)});
+  if (args.query.dtype != key.query_dtype) {
+    refuse("query is {}, {} {}", to_string(args.query.dtype), kLayer, to_string(key.query_dtype));
+  }
   const std::int64_t num_tokens = args.query.shape[0];
   check_output(
       "output", args.output, kOutputDTypes,
@@ -173,6 +184,7 @@ void validate_attend(const AttentionParams& params, const AttendArgs& args, cons
               exactly("num_tokens", num_tokens, "query has"));
     check_no_overlap("lse", args.lse);
   }
+  validate_params(key, params, args.output.dtype);
   check_cache(key, args.cache);
   check_batch_tensors(key, batch);
   check_one_device(params, args);
@@ -192,8 +204,8 @@ void validate_merge(const AttnState& a, const AttnState& b, const ConstTensorVie
   const Dim tokens = exactly("num_tokens", a.output.shape[0], "a.output has");
   const Dim heads = exactly("num_heads", a.output.shape[1], "a.output has");
   const Dim size = exactly("head_size_v", a.output.shape[2], "a.output has");
-  check_heads("b.output", b.output, a.output.dtype, {tokens, heads, size});
-  check_output("output", output, a.output.dtype, {tokens, heads, size});
+  check_heads("b.output", b.output, kPlainDTypes, {tokens, heads, size});
+  check_output("output", output, kPlainDTypes, {tokens, heads, size});
   check_lse("a.lse", a.lse, heads, tokens);
   check_lse("b.lse", b.lse, heads, tokens);
   if (lse.given()) {
@@ -207,6 +219,12 @@ void validate_merge(const AttnState& a, const AttnState& b, const ConstTensorVie
   const auto check_with_a = [&](std::string_view name, const ConstTensorView& view) {
     if (view.given()) check_device(name, view.device, "a.output", a.output.device);
   };
+  check_in_place("output", output, "a.output", a.output);
+  check_in_place("output", output, "b.output", b.output);
+  if (lse.given()) {
+    check_in_place("lse", lse, "a.lse", a.lse);
+    check_in_place("lse", lse, "b.lse", b.lse);
+  }
   check_with_a("a.lse", a.lse);
   check_with_a("b.output", b.output);
   check_with_a("b.lse", b.lse);
