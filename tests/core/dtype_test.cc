@@ -101,7 +101,8 @@ TEST_P(CodecTest, RoundsToNearestEven) {
     const std::uint32_t even = code % 2 == 0 ? code : code + 1;
     EXPECT_EQ(format.encode(middle), even);
     EXPECT_EQ(format.encode(std::nextafter(middle, 0.0F)), code);
-    EXPECT_EQ(format.encode(std::nextafter(middle, 1e38F)), code + 1);
+    EXPECT_EQ(format.encode(std::nextafter(middle, std::numeric_limits<float>::infinity())),
+              code + 1);
     EXPECT_EQ(format.encode(-middle), even + format.codes() / 2);
   }
 }
@@ -125,7 +126,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, CodecTest,
                                                 3.3895313892515355e38, false},
                                          Format{"e4m3", DType::kE4M3, 4, 3, false, 448, true},
                                          Format{"e5m2", DType::kE5M2, 5, 2, true, 57344, true}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& format) { return std::string(format.param.name); });
 
 }  // namespace
 }  // namespace diffkv::core

@@ -1,0 +1,286 @@
+// The schedule against brute force: blocks, shares, pieces, slots, on random batches.
+#include "plan/schedule.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/mask.h"
+#include "diffkv/backend.h"
+#include "diffkv/plan.h"
+#include "plan/host_plan.h"
+
+namespace diffkv::plan {
+namespace {
+
+constexpr int kRandomBatches = 200;
+
+int uniform(std::mt19937& rng, int low, int high) {
+  return std::uniform_int_distribution<int>(low, high)(rng);
+}
+
+// A batch, limits of small tiles and blocks, and plan tables big enough for them.
+struct Planned {
+  PlanKey key;
+  ScheduleLimits limits;
+  std::vector<std::int32_t> query_start_loc{0};
+  std::vector<std::int32_t> seq_lens;
+  std::vector<std::int32_t> prefix_lens;
+  std::vector<std::int32_t> mm_ranges;
+  std::vector<std::uint8_t> causal;
+  Batch batch;
+  std::vector<std::int32_t> loc_copy, len_copy, slot_before;
+  std::vector<std::int64_t> cost_before[kMaxTileClasses];
+  std::vector<WorkStart> starts[kMaxTileClasses];
+  PlanTables tables;
+
+  explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
+    key.num_kv_heads = uniform(rng, 1, 3);
+    key.num_heads = key.num_kv_heads * uniform(rng, 1, 5);
+    key.head_size_qk = key.head_size_v = 8;
+    key.policy = policy;
+    key.mask.causal = uniform(rng, 0, 3) != 0;
+    const int kind = uniform(rng, 0, 3);
+    if (kind == 1) key.mask.window = uniform(rng, 1, 40);
+    if (kind == 2) {
+      key.mask.chunk_size = uniform(rng, 1, 50);
+      key.mask.chunk_lookback = uniform(rng, 0, 2);
+    }
+    if (kind == 3) key.mask.prefix_window = uniform(rng, 1, 40);
+    key.causal_per_seq = uniform(rng, 0, 3) == 0;
+    key.mm_ranges = uniform(rng, 0, 2) == 0;
+    key.mask.clamp_mm_ranges = key.mm_ranges && uniform(rng, 0, 1) == 0;
+    if (key.mask.clamp_mm_ranges) key.mask.window = uniform(rng, 1, 20);
+
+    const int num_seqs = uniform(rng, 0, 6);
+    for (int s = 0; s < num_seqs; ++s) {
+      const int query_len = uniform(rng, 0, 3) == 0 ? uniform(rng, 0, 60) : uniform(rng, 0, 3);
+      const int seq_len = uniform(rng, 0, 4) == 0 ? uniform(rng, 0, 5) : uniform(rng, 0, 9000);
+      query_start_loc.push_back(query_start_loc.back() + query_len);
+      seq_lens.push_back(seq_len);
+      prefix_lens.push_back(uniform(rng, 0, seq_len + 5));
+      causal.push_back(static_cast<std::uint8_t>(uniform(rng, 0, 1)));
+      const int first = uniform(rng, 0, seq_len + 1);
+      const int middle = first + uniform(rng, 0, 30);
+      for (int x : {first, middle, middle + 1, middle + uniform(rng, 0, 30)}) {
+        mm_ranges.push_back(x);
+      }
+    }
+    batch.num_seqs = num_seqs;
+    batch.num_actual_tokens = query_start_loc.back();
+    batch.query_start_loc = view_of(std::as_const(query_start_loc).data(), {num_seqs + 1});
+    batch.seq_lens = view_of(std::as_const(seq_lens).data(), {num_seqs});
+    if (key.mask.prefix_window > 0) {
+      batch.prefix_lens = view_of(std::as_const(prefix_lens).data(), {num_seqs});
+    }
+    if (key.mm_ranges) {
+      batch.mm_ranges = view_of(std::as_const(mm_ranges).data(), {num_seqs, 2, 2});
+    }
+    if (key.causal_per_seq) {
+      batch.causal_per_seq = ConstTensorView(causal.data(), DType::kBool, {num_seqs});
+    }
+
+    limits.num_classes = uniform(rng, 1, 2);
+    limits.invariant_max_pieces = 4;
+    for (int c = 0; c < limits.num_classes; ++c) {
+      TileClass& cls = limits.classes[c];
+      cls.tile_rows = c == 0 ? 4 : 12;
+      cls.max_seq_rows = 4;
+      cls.block_keys = 16;
+      cls.workers = uniform(rng, 1, 9);
+      cls.tile_cost = uniform(rng, 1, 20);
+      cls.block_cost = uniform(rng, 1, 10);
+      cls.least_cut = uniform(rng, 1, 4);
+      cls.uncut_per_share = 16;
+      cls.invariant_max_tiles = 3;
+    }
+    loc_copy.resize(query_start_loc.size());
+    len_copy.resize(seq_lens.size() + 1);
+    slot_before.resize(query_start_loc.size());
+    tables.query_start_loc = loc_copy.data();
+    tables.seq_lens = len_copy.data();
+    if (policy == SchedulePolicy::kBatchInvariant) tables.slot_before = slot_before.data();
+    for (int c = 0; c < limits.num_classes; ++c) {
+      cost_before[c].resize(query_start_loc.size());
+      starts[c].resize(static_cast<std::size_t>(limits.classes[c].workers) + 1);
+      tables.cost_before[c] = cost_before[c].data();
+      tables.starts[c] = starts[c].data();
+      tables.first_slot[c] = tables.num_slots;
+      tables.num_slots += 2 * limits.classes[c].workers;
+    }
+    plan_on_host(key, limits, batch, tables);
+    if (policy == SchedulePolicy::kBatchInvariant) tables.num_slots = slot_before.back();
+  }
+
+  ScheduleView view() const { return schedule_view(key, limits, tables, batch); }
+};
+
+class ScheduleTest : public testing::TestWithParam<SchedulePolicy> {
+ protected:
+  template <class Fn>
+  void on_random_batches(Fn&& fn) {
+    for (int seed = 0; seed < kRandomBatches; ++seed) {
+      SCOPED_TRACE("seed " + std::to_string(seed));
+      std::mt19937 rng(static_cast<unsigned>(seed));
+      const Planned planned(rng, GetParam());
+      fn(planned, planned.view());
+      if (HasFailure()) return;
+    }
+  }
+};
+
+// Every tile of every sequence is walked exactly once, block by block, in key order.
+TEST_P(ScheduleTest, WalksEveryBlockOnce) {
+  on_random_batches([](const Planned& planned, const ScheduleView& view) {
+    std::map<std::pair<int, int>, int> next_block;  // (seq, tile) -> blocks walked
+    std::map<std::pair<int, int>, int> num_blocks;
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          const auto tile = std::make_pair(piece.seq, piece.tile_index);
+          if (piece.first()) {
+            EXPECT_EQ(next_block.count(tile), 0U);
+          }
+          EXPECT_EQ(next_block[tile], piece.begin_block);
+          EXPECT_TRUE(piece.end_block > piece.begin_block || piece.tile.num_blocks == 0);
+          next_block[tile] = piece.end_block;
+          num_blocks[tile] = piece.tile.num_blocks;
+        });
+      }
+    }
+    EXPECT_EQ(next_block, num_blocks);
+    std::size_t expected_tiles = 0;
+    for (int s = 0; s < view.num_seqs; ++s) {
+      const SeqTiles tiles = seq_tiles(view, seq_mask(view, s).query_len);
+      expected_tiles += static_cast<std::size_t>(tiles.tiles_per_head * view.num_kv_heads);
+    }
+    EXPECT_EQ(num_blocks.size(), expected_tiles);
+  });
+}
+
+// A tile's blocks hold exactly the keys that some row may see, each once, and every row's keys.
+TEST_P(ScheduleTest, BlocksHoldTheRowsKeys) {
+  on_random_batches([](const Planned& planned, const ScheduleView& view) {
+    for (int s = 0; s < view.num_seqs; ++s) {
+      const SeqMask seq = seq_mask(view, s);
+      const SeqTiles tiles = seq_tiles(view, seq.query_len);
+      for (int t = 0; t < tiles.tiles_per_head; ++t) {
+        const Tile tile = tile_at(view, seq, tiles, t);
+        std::vector<char> held(static_cast<std::size_t>(seq.seq_len), 0);
+        for (int v = 0; v < tile.num_blocks; ++v) {
+          const KeyRange keys = tile.keys_at(v);
+          EXPECT_LE(0, keys.begin);
+          EXPECT_LT(keys.begin, keys.end);
+          EXPECT_LE(keys.end, seq.seq_len);
+          EXPECT_EQ(keys.begin / tile.block_keys, (keys.end - 1) / tile.block_keys);
+          for (int key = keys.begin; key < keys.end; ++key) EXPECT_EQ(held[key]++, 0);
+        }
+        for (int row = tile.first_row; row < tile.first_row + tile.num_rows; ++row) {
+          const RowKeys keys = core::row_keys(planned.key.mask, seq, row / view.group);
+          for (int key = 0; key < keys.prefix_end; ++key) EXPECT_TRUE(held[key]);
+          for (int key = keys.begin; key < keys.end; ++key) EXPECT_TRUE(held[key]);
+        }
+      }
+    }
+  });
+}
+
+// Slots: whole tiles have none; cut ones have one a piece, in range, never shared, and
+// for_each_partial finds exactly these in key order.
+TEST_P(ScheduleTest, SlotsAreUniqueAndFoundAgain) {
+  on_random_batches([](const Planned& planned, const ScheduleView& view) {
+    std::set<int> used;
+    std::map<std::pair<int, int>, std::vector<int>> slots_of;
+    std::map<std::pair<int, int>, std::vector<int>> found;
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          const auto tile = std::make_pair(piece.seq, piece.tile_index);
+          EXPECT_EQ(piece.slot < 0, piece.first() && piece.last());
+          if (piece.slot < 0) return;
+          EXPECT_LT(piece.slot, planned.tables.num_slots);
+          EXPECT_TRUE(used.insert(piece.slot).second) << "slot " << piece.slot;
+          slots_of[tile].push_back(piece.slot);
+          if (piece.first()) {
+            for_each_partial(view, c, w, piece, [&](int slot) { found[tile].push_back(slot); });
+          }
+        });
+      }
+    }
+    EXPECT_EQ(slots_of, found);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, ScheduleTest,
+                         testing::Values(SchedulePolicy::kBalanced,
+                                         SchedulePolicy::kBatchInvariant),
+                         [](const auto& policy) {
+                           return policy.param == SchedulePolicy::kBalanced ? "Balanced"
+                                                                            : "BatchInvariant";
+                         });
+
+// No share costs more than its part and one tile that may not be cut, or the rounding of a cut.
+TEST(Schedule, SharesAreBalanced) {
+  for (int seed = 0; seed < kRandomBatches; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::mt19937 rng(static_cast<unsigned>(seed));
+    const Planned planned(rng, SchedulePolicy::kBalanced);
+    const ScheduleView view = planned.view();
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      const TileClass& cls = planned.limits.classes[c];
+      const std::int64_t share = planned.tables.cost_before[c][view.num_seqs] / cls.workers;
+      const std::int64_t slack = std::max<std::int64_t>(
+          share / cls.uncut_per_share, cls.tile_cost + 2 * cls.least_cut * cls.block_cost);
+      for (int w = 0; w < cls.workers; ++w) {
+        std::int64_t cost = 0;
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          cost += (piece.first() ? cls.tile_cost : 0) +
+                  std::int64_t{piece.end_block - piece.begin_block} * cls.block_cost;
+        });
+        EXPECT_LE(cost, share + 2 * slack + 1);
+      }
+    }
+  }
+}
+
+// kBatchInvariant: a sequence's pieces are the same alone and among others.
+TEST(Schedule, InvariantPiecesDependOnTheSequenceAlone) {
+  for (int seed = 0; seed < kRandomBatches; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::mt19937 rng(static_cast<unsigned>(seed));
+    const Planned planned(rng, SchedulePolicy::kBatchInvariant);
+    const ScheduleView view = planned.view();
+    std::map<std::pair<int, int>, std::set<int>> cuts;
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          cuts[{piece.seq, piece.tile_index}].insert(piece.begin_block);
+        });
+      }
+    }
+    for (const auto& [tile, begins] : cuts) {
+      const SeqMask seq = seq_mask(view, tile.first);
+      const SeqTiles tiles = seq_tiles(view, seq.query_len);
+      const InvariantCut cut = invariant_cut(view, tiles, seq.seq_len);
+      const Tile whole = tile_at(view, seq, tiles, tile.second);
+      std::set<int> expected{0};
+      for (int v = 1; cut.pieces > 1 && v < whole.num_blocks; ++v) {
+        if (whole.block_at(v) / cut.blocks_per_piece !=
+            whole.block_at(v - 1) / cut.blocks_per_piece) {
+          expected.insert(v);
+        }
+      }
+      EXPECT_EQ(begins, expected);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace diffkv::plan
