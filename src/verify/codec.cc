@@ -123,8 +123,8 @@ std::uint32_t encode(DType dtype, double value, Overflow overflow) {
   const Format format = format_of(dtype);
   const std::uint32_t sign = std::signbit(value) ? format.sign_bit() : 0;
   const std::uint32_t top = format.exponent_mask() << format.mantissa_bits;
-  const std::uint32_t nan = format.ieee ? top | (1U << (format.mantissa_bits - 1))
-                                        : top | format.mantissa_mask();
+  const std::uint32_t nan =
+      format.ieee ? top | (1U << (format.mantissa_bits - 1)) : top | format.mantissa_mask();
   if (std::isnan(value)) return nan;
 
   const double largest = max_finite(dtype);

@@ -129,13 +129,14 @@ RowCheck check_row(const RowRef& reference, const AttendArgs& args, std::int64_t
   check.ok = check.error <= tolerance.output && check.lse_error <= tolerance.lse;
   if (!check.ok) {
     const auto at = static_cast<std::size_t>(worst_at);
-    check.what = fmt::format("token {} head {}: error {:.3g} (allowed {:.3g}), element {} is {:.6g}, "
-                             "expected {:.6g}",
-                             token, head, check.error, tolerance.output, worst_at, got[at],
-                             reference.output[at]);
+    check.what = fmt::format(
+        "token {} head {}: error {:.3g} (allowed {:.3g}), element {} is {:.6g}, "
+        "expected {:.6g}",
+        token, head, check.error, tolerance.output, worst_at, got[at], reference.output[at]);
     if (args.lse.given()) {
-      check.what += fmt::format("; lse error {:.3g} (allowed {:.3g}), lse is {:.7g}, expected {:.7g}",
-                                check.lse_error, tolerance.lse, got_lse, reference.lse);
+      check.what +=
+          fmt::format("; lse error {:.3g} (allowed {:.3g}), lse is {:.7g}, expected {:.7g}",
+                      check.lse_error, tolerance.lse, got_lse, reference.lse);
     }
   }
   return check;

@@ -34,7 +34,8 @@ struct RowCheck {
 //  - A reference of exact zeros (no visible key) must be met exactly.
 //  - NaN and infinities must be in the same places. Where the reference is finite but rounds past
 //    the largest finite value of a 16-bit output, infinity is right (and the largest finite value
-//    is within the error); an e4m3 output saturates there, and also where the reference is infinite.
+//    is within the error); an e4m3 output saturates there, and also where the reference is
+//    infinite.
 //  - lse_error = |lse - ref| / max(1, |ref|).
 RowCheck check_row(const RowRef& reference, const AttendArgs& args, std::int64_t token,
                    std::int64_t head, const Tolerance& tolerance);

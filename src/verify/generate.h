@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "diffkv/plan.h"
 #include "verify/buffer.h"
 #include "verify/cases.h"
+#include "verify/reference.h"
 
 namespace diffkv::verify {
 
@@ -32,6 +32,10 @@ class Random {
 
 // A copy of a cache's bytes and the cache's view of that copy.
 struct CacheImage {
+  CacheImage() = default;
+  CacheImage(CacheImage&&) = default;  // moving keeps the bytes where the view points
+  CacheImage(const CacheImage&) = delete;
+
   std::array<std::vector<std::byte>, 2> pools;  // the second only where K and V are separate
   KvCacheView view;
 };
@@ -64,8 +68,9 @@ class GeneratedProblem {
   std::int64_t covered_tokens() const;
 
   CacheImage cache_image() const;
-  // "" or where the cache differs from the image. A NaN that the update wrote equals any NaN.
-  std::string cache_difference(CacheImage expected) const;
+  // "" or where the cache differs from the image. Where the image has a NaN in a slot of this step,
+  // any NaN is right; the image then takes the cache's.
+  std::string cache_difference(CacheImage& expected) const;
 
   // Makes output and lse NaN again.
   void poison_outputs();
@@ -75,35 +80,55 @@ class GeneratedProblem {
   std::string damage() const;
 
  private:
-  GuardedBuffer& buffer(std::string name, std::int64_t bytes, std::int64_t misalign = 0);
-  TensorView index_tensor(std::string name, const std::vector<std::int64_t>& values,
-                          std::initializer_list<std::int64_t> shape);
-  TensorView value_tensor(std::string name, DType dtype, std::initializer_list<std::int64_t> shape,
-                          const std::function<double(std::int64_t)>& value_at);
-  void tidy_unit_strides(BasicTensorView<const void>& view) const;
-  std::int64_t misalign(DType dtype) const;
+  // Rows of noise that depend only on the seed and on what they are for.
+  enum class Use : std::uint8_t { kQuery, kKey, kValue };
+
+  GuardedBuffer& new_buffer(const std::string& name, std::int64_t bytes, DType dtype);
+  template <class T>
+  ConstTensorView index_tensor(const std::string& name, const std::vector<T>& values,
+                               std::vector<std::int64_t> shape, DType dtype);
+  ConstTensorView value_vector(const std::string& name, DType dtype,
+                               const std::vector<double>& values, std::int64_t stride = 1);
+  template <class View>
+  View with_odd_strides(View view) const;
 
   void make_batch();
   void make_mask_data();
   void make_rows();
+  void make_outputs();
   void make_params();
-  void make_cache();
-  void make_pool();
+  void make_pools();
+  void make_block_table();
   void make_dense();
   void make_scales();
   void poison_cache();
   void write_context();
   void make_slots();
-  void write_specials(std::int64_t first_token);
-  void put(const KvPlane& plane, std::int64_t block, std::int64_t token, std::int64_t head,
-           std::int64_t d, double value, double scale) const;
-  double key_value(std::int64_t seq, std::int64_t j, std::int64_t head, std::int64_t d) const;
-  double value_value(std::int64_t seq, std::int64_t j, std::int64_t head, std::int64_t d) const;
+  void write_special_rows();
+
+  std::vector<double> row(Use use, std::int64_t seq, std::int64_t j, std::int64_t head) const;
+  void put_row(const KvPlane& plane, const KeyPlace& place, std::int64_t head,
+               const std::vector<double>& values, double scale) const;
+  // Writes key or value row `token` of this step.
+  void put_new(const ConstTensorView& to, std::int64_t token, std::int64_t head,
+               const std::vector<double>& values, double scale) const;
+  // Whether the update writes query i of the sequence.
+  bool is_new(const RowPlace& place) const;
+  std::int64_t slot_of(std::int64_t seq, std::int64_t j) const;
+  std::string touched_rows(const GuardedBuffer& memory, const TensorView& view, int token_dim,
+                           int row_dims) const;
 
   Case case_;
   std::uint64_t seed_;
   Random random_;
   std::vector<std::unique_ptr<GuardedBuffer>> buffers_;
+  std::vector<GuardedBuffer*> pools_;  // of the cache: one, or K's and V's
+  GuardedBuffer* output_memory_ = nullptr;
+  GuardedBuffer* lse_memory_ = nullptr;
+  std::vector<std::int64_t> query_start_;    // [num_seqs + 1]
+  std::vector<std::int32_t> page_order_;     // page ids in the order they are handed out
+  std::vector<std::int64_t> special_slots_;  // of an unread page
+  std::int64_t num_rows_ = 0;                // of query and output
   AttentionParams params_;
   AttendArgs args_;
   PlanMaxima maxima_;

@@ -95,8 +95,8 @@ bool sees(const Mask& mask, const Batch& batch, const RowPlace& row, std::int64_
       batch.causal_per_seq.given() ? index_at(batch.causal_per_seq, row.seq) != 0 : mask.causal;
   bool seen = !causal || j <= p;
   if (mask.chunk_size > 0) {
-    seen = seen && floor_div(p, mask.chunk_size) - floor_div(j, mask.chunk_size) <=
-                       mask.chunk_lookback;
+    seen = seen &&
+           floor_div(p, mask.chunk_size) - floor_div(j, mask.chunk_size) <= mask.chunk_lookback;
   } else if (mask.prefix_window > 0) {
     seen = seen && (j < index_at(batch.prefix_lens, row.seq) || p - j < mask.prefix_window);
   } else if (mask.window > 0) {

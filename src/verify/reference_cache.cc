@@ -16,17 +16,17 @@ void write_row(const ConstTensorView& from, std::int64_t token, std::int64_t hea
   const std::int64_t at = token * from.strides[0] + head * from.strides[1];
   for (std::int64_t d = 0; d < size; ++d) {
     // The same type is copied: it already is what the cache holds.
-    const std::uint32_t bits = from.dtype == plane.dtype
-                                   ? load_bits(from.data, from.dtype, at + d)
-                                   : cache_bits(plane.dtype, load(from.data, from.dtype, at + d),
-                                                scale);
+    const std::uint32_t bits =
+        from.dtype == plane.dtype
+            ? load_bits(from.data, from.dtype, at + d)
+            : cache_bits(plane.dtype, load(from.data, from.dtype, at + d), scale);
     store_bits(plane.data, plane.dtype, to + d, bits);
   }
 }
 
 double part_lse(const AttnState& part, std::int64_t token, std::int64_t head) {
-  const double lse = load(part.lse.data, part.lse.dtype,
-                          head * part.lse.strides[0] + token * part.lse.strides[1]);
+  const double lse =
+      load(part.lse.data, part.lse.dtype, head * part.lse.strides[0] + token * part.lse.strides[1]);
   return lse == std::numeric_limits<double>::infinity() ? -lse : lse;
 }
 

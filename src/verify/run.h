@@ -1,0 +1,33 @@
+// Runs cases on a backend the way an engine would and judges everything it wrote.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "diffkv/backend.h"
+#include "verify/cases.h"
+
+namespace diffkv::verify {
+
+struct CaseResult {
+  std::string name;
+  std::string feature;
+  bool supported = false;  // the backend says that it runs the problem
+  bool ok = false;         // it ran and everything was right; false where not supported
+  double worst_error = 0;  // of the compared output rows
+  double tolerance = 0;    // what they may have
+  std::int64_t rows = 0;   // (token, head) rows that were compared
+  std::string kernel;      // the code path, by the backend
+  std::string message;     // why not supported, or the first thing that was wrong
+};
+
+// The cache starts poisoned with the context of earlier steps in it; update_cache brings this
+// step's tokens (every byte of the cache is compared with what it must be then), a plan is made,
+// attend runs; output and lse rows are compared with the reference, and everything else must be
+// untouched. `deep` compares every row instead of a sample of big cases, checks the index tensors'
+// values, runs both policies, and runs each twice and wants the same bits.
+// Never throws for what the backend does: an Error of the library is a wrong result. The backend
+// must compute in host memory, else the result is "not supported".
+CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, bool deep);
+
+}  // namespace diffkv::verify
