@@ -1,0 +1,58 @@
+#include "replay/row_sampler.h"
+
+#include <algorithm>
+
+namespace diffkv::replay {
+
+RowSampler::RowSampler(const std::vector<TraceRequest>& requests, const Model& model,
+                       std::int64_t num_rows, std::uint64_t seed)
+    : model_(model), random_(seed) {
+  std::int64_t prefill_tokens = 0;
+  std::int64_t decode_tokens = 0;
+  for (const TraceRequest& request : requests) {
+    prefill_tokens += request.prompt_tokens;
+    decode_tokens += request.generated_tokens - 1;  // the first comes of the prefill
+  }
+  decode_tokens -= decode_tokens / 10;  // preemption makes some of them prefill
+  const std::int64_t decodes = decode_tokens > 0 ? num_rows / 2 : 0;
+  draw(decode_, decodes, decode_tokens);
+  draw(prefill_, num_rows - decodes, prefill_tokens);
+}
+
+void RowSampler::draw(Stream& stream, std::int64_t count, std::int64_t total) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    stream.picked.push_back(
+        static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(total)));
+  }
+  std::sort(stream.picked.begin(), stream.picked.end());
+}
+
+void RowSampler::add_row(std::int64_t token, SampledRows& rows) {
+  const LayerKind& kind = window_next_ ? model_.window : model_.full;
+  const auto below = [&](std::int64_t n) {
+    return static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(n));
+  };
+  RowToVerify row;
+  row.token = token;
+  row.layer = below(kind.num_layers);
+  row.head = below(kind.num_heads);
+  (window_next_ ? rows.window : rows.full).push_back(row);
+  window_next_ = !window_next_;
+}
+
+SampledRows RowSampler::rows_of(const Step& step) {
+  SampledRows rows;
+  std::int64_t token = 0;
+  for (const ScheduledSeq& seq : step.seqs) {
+    Stream& stream = seq.decode ? decode_ : prefill_;
+    const std::int64_t end = stream.seen + seq.query_len;
+    for (; stream.next < stream.picked.size() && stream.picked[stream.next] < end; ++stream.next) {
+      add_row(token + stream.picked[stream.next] - stream.seen, rows);
+    }
+    stream.seen = end;
+    token += seq.query_len;
+  }
+  return rows;
+}
+
+}  // namespace diffkv::replay
