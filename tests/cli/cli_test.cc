@@ -1,0 +1,249 @@
+// The command as its users meet it.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "cli/commands.h"
+
+namespace diffkv::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Outcome {
+  int exit_code = -1;  // -1: ended by a signal
+  std::string out;
+  std::string err;
+};
+
+std::string content(const fs::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class CliTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::path(testing::TempDir()) /
+              ("diffkv_cli_" + std::to_string(getpid()) + "_" +
+               testing::UnitTest::GetInstance()->current_test_info()->name());
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // Runs the command with these arguments, as a shell splits them; `before` sets variables.
+  Outcome diffkv(const std::string& arguments, const std::string& before = "") const {
+    const std::string command = before + " '" + DIFFKV_COMMAND + "' " + arguments + " >'" +
+                                (folder_ / "out").string() + "' 2>'" + (folder_ / "err").string() +
+                                "'";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content(folder_ / "out"),
+            content(folder_ / "err")};
+  }
+
+  std::string file(const std::string& name) const { return (folder_ / name).string(); }
+
+  // Refused: exit code 2, nothing on stdout, a message that says this.
+  void expect_refused(const std::string& arguments, const std::string& message,
+                      const std::string& before = "") const {
+    const Outcome outcome = diffkv(arguments, before);
+    EXPECT_EQ(outcome.exit_code, kExitBadUse) << arguments << "\n" << outcome.err;
+    EXPECT_EQ(outcome.err.rfind("diffkv: error: ", 0), 0U) << arguments << "\n" << outcome.err;
+    EXPECT_NE(outcome.err.find(message), std::string::npos)
+        << arguments << "\nexpected: " << message << "\ngot: " << outcome.err;
+    EXPECT_EQ(outcome.out, "") << arguments;
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(CliTest, VersionAndHelpAreRight) {
+  const Outcome version = diffkv("--version");
+  EXPECT_EQ(version.exit_code, kExitRight);
+  EXPECT_EQ(version.out, "diffkv 0.1.0\n");
+  for (const std::string command : {"", "info", "check", "plan", "replay"}) {
+    const Outcome help = diffkv(command + " --help");
+    EXPECT_EQ(help.exit_code, kExitRight) << command;
+    EXPECT_EQ(help.err, "") << command;
+    EXPECT_NE(help.out.find("Exit codes"), std::string::npos) << command;
+    EXPECT_NE(help.out.find("Example"), std::string::npos) << command;
+    EXPECT_NE(help.out.find("  diffkv " + command), std::string::npos) << command;
+  }
+}
+
+// The help in full, so that a change of it is seen. `diffkv X --help` makes the new one.
+TEST_F(CliTest, HelpIsGolden) {
+  for (const std::string command : {"info", "check", "plan"}) {
+    EXPECT_EQ(diffkv(command + " --help").out,
+              content(fs::path(DIFFKV_GOLDEN_DIR) / (command + "_help.txt")))
+        << command;
+  }
+}
+
+TEST_F(CliTest, BadUseOfTheCommandIsRefused) {
+  expect_refused("", "A subcommand is required");
+  expect_refused("fly", "fly");
+  expect_refused("--fly", "subcommand");
+  expect_refused("info extra", "extra");
+}
+
+TEST_F(CliTest, BadUseOfInfoIsRefused) {
+  expect_refused("info --json", "--json");
+  expect_refused("info --json /no/such/folder/x.json",
+                 "cannot write /no/such/folder/x.json: No such file or directory");
+  expect_refused("info --json /dev/null", "not a regular file");
+  expect_refused("info", "no such", "DIFFKV_CPU_TARGET='no such'");
+}
+
+TEST_F(CliTest, BadUseOfCheckIsRefused) {
+  expect_refused("check --backend abacus", "abacus");
+  expect_refused("check", "abacus", "DIFFKV_BACKEND=abacus");
+  expect_refused("check --suite medium", "medium");
+  expect_refused("check --seed -1", "-1");
+  expect_refused("check --seed 99999999999999999999", "99999999999999999999");
+  expect_refused("check --filter 'no case is called so'", "no case is called so");
+  expect_refused("check --json /no/such/folder/x.json", "/no/such/folder/x.json");
+}
+
+TEST_F(CliTest, BadUseOfPlanIsRefused) {
+  expect_refused("plan", "--seqs is required");
+  expect_refused("plan --seqs 1y2", "--seqs has \"1y2\"");
+  expect_refused("plan --seqs 1x99999999999", "up to 2147483647");
+  expect_refused("plan --seqs 1x1*2000000", "at most 1048576 sequences");
+  expect_refused("plan --seqs 2000000000x1 --num-heads 1 --num-kv-heads 1", "");
+  expect_refused("plan --seqs 1x1 --model gpt", "gpt");
+  expect_refused("plan --seqs 1x1 --model mimo-v2-flash --tp 0", "--tp");
+  expect_refused("plan --seqs 1x1 --model mimo-v2-flash --tp 7", "7");
+  expect_refused("plan --seqs 1x1 --model mimo-v2-flash --layer middle", "middle");
+  expect_refused("plan --seqs 1x1 --model mimo-v2-flash --num-heads 8", "--num-heads");
+  expect_refused("plan --seqs 1x1 --tp 2", "--model");
+  expect_refused("plan --seqs 1x1 --num-heads 6 --num-kv-heads 4", "num_heads");
+  expect_refused("plan --seqs 1x1 --num-heads 0 --num-kv-heads 0", "num_kv_heads");
+  expect_refused("plan --seqs 1x1 --num-heads -4 --num-kv-heads -2", "num_");
+  expect_refused("plan --seqs 1x1 --num-heads 9223372036854775807 --num-kv-heads 1", "num_heads");
+  expect_refused("plan --seqs 1x1 --head-size-v 577", "head_size_v");
+  expect_refused("plan --seqs 1x1 --dtype fp4", "fp4");
+  expect_refused("plan --seqs 1x1 --chunk-size 4 --prefix-window 4", "prefix_window");
+  expect_refused("plan --seqs 1x1 --window 99999999999", "--window");
+  expect_refused("plan --seqs 1x1 --policy wild", "wild");
+}
+
+TEST_F(CliTest, BadUseOfReplayIsRefused) {
+  expect_refused("replay", "");
+  expect_refused("replay /no/such/trace.csv", "/no/such/trace.csv");
+}
+
+TEST_F(CliTest, InfoJsonTellsTheBackends) {
+  const Outcome outcome = diffkv("info --json '" + file("info.json") + "'");
+  EXPECT_EQ(outcome.exit_code, kExitRight) << outcome.err;
+  const auto info = nlohmann::json::parse(content(file("info.json")));
+  EXPECT_EQ(info["version"], "0.1.0");
+  ASSERT_FALSE(info["backends"].empty());
+  EXPECT_EQ(info["backends"].back()["name"], "cpu");
+  EXPECT_GE(info["backends"].back()["features"].size(), 30U);
+  EXPECT_FALSE(info["simd_targets"].empty());
+  EXPECT_TRUE(info["environment"].contains("DIFFKV_BACKEND"));
+}
+
+TEST_F(CliTest, InfoTakesTheTargetOfTheEnvironment) {
+  ASSERT_EQ(diffkv("info --json '" + file("info.json") + "'").exit_code, kExitRight);
+  const auto targets = nlohmann::json::parse(content(file("info.json")))["simd_targets"];
+  const std::string last = targets.back();
+  ASSERT_EQ(
+      diffkv("info --json '" + file("info.json") + "'", "DIFFKV_CPU_TARGET=" + last).exit_code,
+      kExitRight);
+  EXPECT_EQ(nlohmann::json::parse(content(file("info.json")))["simd_target"], last);
+}
+
+TEST_F(CliTest, ReadmeHasTheFeatureTable) {
+  const Outcome outcome = diffkv("info --features-markdown");
+  EXPECT_EQ(outcome.exit_code, kExitRight);
+  const std::string readme = content(DIFFKV_README);
+  const std::string begin = "<!-- features:begin -->\n";
+  const std::string end = "<!-- features:end -->";
+  const std::size_t first = readme.find(begin);
+  const std::size_t last = readme.find(end);
+  ASSERT_TRUE(first != std::string::npos && last != std::string::npos);
+  const std::string table = readme.substr(first + begin.size(), last - first - begin.size());
+  EXPECT_EQ(table, outcome.out) << "put what `diffkv info --features-markdown` prints between the "
+                                   "markers in README.md";
+}
+
+TEST_F(CliTest, CheckRepeatsItselfBySeedAndWritesJson) {
+  const std::string arguments = "check --filter sink --seed 7 --json '" + file("check.json") + "'";
+  const Outcome first = diffkv(arguments);
+  EXPECT_EQ(first.exit_code, kExitRight) << first.out << first.err;
+  EXPECT_NE(first.out.find("seed     7\n"), std::string::npos) << first.out;
+  EXPECT_NE(first.out.find(" 0 failed"), std::string::npos) << first.out;
+  const auto check = nlohmann::json::parse(content(file("check.json")));
+  EXPECT_EQ(check["seed"], 7);
+  ASSERT_FALSE(check["cases"].empty());
+  for (const auto& result : check["cases"]) EXPECT_TRUE(result["ok"]) << result;
+  EXPECT_EQ(diffkv(arguments).out, first.out);
+}
+
+TEST_F(CliTest, CheckPicksANewSeed) {
+  const std::string first = diffkv("check --filter sink").out;
+  const std::string second = diffkv("check --filter sink").out;
+  const auto seed_of = [](const std::string& text) {
+    const std::size_t at = text.find("seed ");
+    return at == std::string::npos ? text : text.substr(at, text.find('\n', at) - at);
+  };
+  EXPECT_NE(seed_of(first), seed_of(second));
+}
+
+TEST_F(CliTest, PlanCountsEveryTileAndRow) {
+  const Outcome outcome =
+      diffkv("plan --seqs '1x8192*3,100x300' --model mimo-v2-flash --tp 4 --items --json '" +
+             file("plan.json") + "'");
+  ASSERT_EQ(outcome.exit_code, kExitRight) << outcome.err;
+  EXPECT_NE(outcome.out.find("Work items"), std::string::npos);
+  const auto plan = nlohmann::json::parse(content(file("plan.json")));
+  EXPECT_EQ(plan["sequences"], 4);
+  EXPECT_EQ(plan["tokens"], 103);
+  // 16 heads over 1 KV head: every row is in a tile, the first piece of which starts at key 0.
+  std::int64_t rows = 0;
+  std::int64_t cut = 0;
+  for (const auto& item : plan["items"]) {
+    if (item["keys"].at(0).at(0) == 0) rows += item["num_rows"].get<std::int64_t>();
+    cut += item["slot"].get<int>() >= 0 ? 1 : 0;
+  }
+  EXPECT_EQ(rows, 103 * 16);
+  EXPECT_EQ(plan["slots_used"], cut);
+  EXPECT_GT(plan["workspace_bytes"], 0);
+  EXPECT_GE(plan["classes"].at(0)["max_over_mean"], 1.0);
+}
+
+TEST_F(CliTest, PlanKnowsWindowLayers) {
+  const Outcome outcome =
+      diffkv("plan --seqs 1x8192 --model mimo-v2-flash --layer window --items --json '" +
+             file("plan.json") + "'");
+  ASSERT_EQ(outcome.exit_code, kExitRight) << outcome.err;
+  for (const auto& item : nlohmann::json::parse(content(file("plan.json")))["items"]) {
+    EXPECT_GE(item["keys"].at(0).at(0), 8192 - 128 - 64);
+  }
+}
+
+TEST_F(CliTest, PlanTakesTheEdges) {
+  for (const std::string arguments :
+       {"--seqs 0x0", "--seqs 1x0", "--seqs 5x2", "--seqs 1x2147483647", "--seqs 1x1*0",
+        "--seqs 4x16*3 --policy invariant", "--seqs 1x100000 --policy invariant",
+        "--seqs 7x99 --prefix-window 5 --prefix-len 2147483647", "--seqs 7x99 --window -5",
+        "--seqs 64x4096 --full --window 100", "--seqs 3x50 --chunk-size 8 --chunk-lookback 1",
+        "--seqs 1x1*100000 --num-heads 8 --num-kv-heads 1"}) {
+    const Outcome outcome = diffkv("plan " + arguments);
+    EXPECT_EQ(outcome.exit_code, kExitRight) << arguments << "\n" << outcome.err;
+    EXPECT_NE(outcome.out.find("Tile classes"), std::string::npos) << arguments;
+  }
+}
+
+}  // namespace
+}  // namespace diffkv::cli
