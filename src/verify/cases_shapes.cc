@@ -1,6 +1,7 @@
 // Heads, head sizes, batches, types and memory: what a problem is made of.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -198,6 +199,10 @@ void add_models(CaseList& list) {
       for (const DType stored : {DType::kBF16, DType::kE4M3}) {
         for (const std::int64_t block_size : {16, 64}) {
           Case c = base_case(batch);
+          // The memory of so many KV heads is what such a case costs.
+          for (SeqShape& seq : c.seqs) {
+            if (model.kv_heads > 16) seq.seq_len = std::min(seq.seq_len, seq.query_len + 40);
+          }
           set_heads(c, model.heads, model.kv_heads);
           set_head_sizes(c, model.qk, model.v);
           set_dtypes(c, DType::kBF16, stored);

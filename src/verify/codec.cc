@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,6 +11,22 @@
 
 namespace diffkv::verify {
 namespace {
+
+// 2^n as a double, for the exponents of normal numbers.
+double power_of_two(int n) {
+  return std::bit_cast<double>(static_cast<std::uint64_t>(n + 1023) << 52U);
+}
+
+// floor(log2(x)) of a normal x > 0; less than any exponent used here for 0 and subnormal doubles.
+int exponent_of(double x) {
+  return static_cast<int>(std::bit_cast<std::uint64_t>(x) >> 52U & 0x7ffU) - 1023;
+}
+
+// Ties to even: past 2^52 doubles are integers, so the addition rounds.
+double round_to_integer(double x) {
+  const double shift = power_of_two(52);
+  return (x + shift) - shift;
+}
 
 struct Format {
   int exponent_bits;
@@ -20,6 +37,11 @@ struct Format {
   int min_exponent() const { return 1 - bias(); }
   std::uint32_t exponent_mask() const { return (1U << exponent_bits) - 1; }
   std::uint32_t mantissa_mask() const { return (1U << mantissa_bits) - 1; }
+  double max_finite() const {
+    // Where the highest exponent is an ordinary one, its last mantissa is NaN.
+    return ieee ? (2 - power_of_two(-mantissa_bits)) * power_of_two(bias())
+                : (2 - 2 * power_of_two(-mantissa_bits)) * power_of_two(bias() + 1);
+  }
   std::uint32_t sign_bit() const { return 1U << (exponent_bits + mantissa_bits); }
 };
 
@@ -54,9 +76,9 @@ double decode_by_definition(const Format& format, std::uint32_t bits) {
     if (mantissa == format.mantissa_mask()) return std::numeric_limits<double>::quiet_NaN();
   }
   if (exponent == 0) {
-    return sign * std::ldexp(mantissa, format.min_exponent() - format.mantissa_bits);
+    return sign * mantissa * power_of_two(format.min_exponent() - format.mantissa_bits);
   }
-  return sign * std::ldexp(mantissa + std::ldexp(1.0, format.mantissa_bits),
+  return sign * std::ldexp(mantissa + power_of_two(format.mantissa_bits),
                            static_cast<int>(exponent) - format.bias() - format.mantissa_bits);
 }
 
@@ -108,16 +130,9 @@ double decode(DType dtype, std::uint32_t bits) {
   return decode_by_definition(format_of(dtype), bits);
 }
 
-double max_finite(DType dtype) {
-  const Format format = format_of(dtype);
-  // e4m3: the exponent of all ones is an ordinary one, its last mantissa is NaN.
-  const std::uint32_t bits =
-      format.ieee ? (format.exponent_mask() << format.mantissa_bits) - 1
-                  : ((format.exponent_mask() << format.mantissa_bits) | format.mantissa_mask()) - 1;
-  return decode_by_definition(format, bits);
-}
+double max_finite(DType dtype) { return format_of(dtype).max_finite(); }
 
-double min_normal(DType dtype) { return std::ldexp(1.0, format_of(dtype).min_exponent()); }
+double min_normal(DType dtype) { return power_of_two(format_of(dtype).min_exponent()); }
 
 std::uint32_t encode(DType dtype, double value, Overflow overflow) {
   const Format format = format_of(dtype);
@@ -127,28 +142,27 @@ std::uint32_t encode(DType dtype, double value, Overflow overflow) {
       format.ieee ? top | (1U << (format.mantissa_bits - 1)) : top | format.mantissa_mask();
   if (std::isnan(value)) return nan;
 
-  const double largest = max_finite(dtype);
+  const double largest = format.max_finite();
   double magnitude = std::fabs(value);
-  if (std::isfinite(magnitude)) {
-    int exponent = 0;
-    std::frexp(magnitude, &exponent);  // magnitude = f * 2^exponent, f in [0.5, 1)
-    const int quantum = std::max(exponent - 1, format.min_exponent()) - format.mantissa_bits;
-    // nearbyint rounds ties to even in the default rounding mode.
-    magnitude = std::ldexp(std::nearbyint(std::ldexp(magnitude, -quantum)), quantum);
+  // Of the first binade past the largest value the rounding still decides; all else is too large.
+  if (magnitude < 2 * largest) {
+    const int exponent = std::max(exponent_of(magnitude), format.min_exponent());
+    const int quantum = exponent - format.mantissa_bits;
+    magnitude = round_to_integer(magnitude * power_of_two(-quantum)) * power_of_two(quantum);
   }
   if (magnitude > largest) {
     if (overflow == Overflow::kInfinity) return format.ieee ? sign | top : nan;
     magnitude = largest;
   }
-  if (magnitude < std::ldexp(1.0, format.min_exponent())) {
+  const int exponent = exponent_of(magnitude);
+  if (exponent < format.min_exponent()) {
     return sign | static_cast<std::uint32_t>(
-                      std::ldexp(magnitude, format.mantissa_bits - format.min_exponent()));
+                      magnitude * power_of_two(format.mantissa_bits - format.min_exponent()));
   }
-  int exponent = 0;
-  const double fraction = 2 * std::frexp(magnitude, &exponent) - 1;  // of 1.fraction
-  const auto biased = static_cast<std::uint32_t>(exponent - 1 + format.bias());
-  return sign | (biased << format.mantissa_bits) |
-         static_cast<std::uint32_t>(std::ldexp(fraction, format.mantissa_bits));
+  const double significand = magnitude * power_of_two(format.mantissa_bits - exponent);
+  const auto mantissa = static_cast<std::uint32_t>(significand) & format.mantissa_mask();
+  return sign | (static_cast<std::uint32_t>(exponent + format.bias()) << format.mantissa_bits) |
+         mantissa;
 }
 
 std::uint32_t load_bits(const void* data, DType dtype, std::int64_t index) {

@@ -75,31 +75,21 @@ GuardedBuffer& GeneratedProblem::new_buffer(const std::string& name, std::int64_
   return *buffers_.back();
 }
 
-// A stride of a dimension of size 1 is never used, so it may be anything.
-template <class View>
-View GeneratedProblem::with_odd_strides(View view) const {
-  if (!case_.odd_unit_strides) return view;
-  for (int i = 0; i < view.rank; ++i) {
-    if (view.shape[i] == 1) view.strides[i] = 3 + 2 * i;
-  }
-  return view;
-}
-
-template <class T>
-ConstTensorView GeneratedProblem::index_tensor(const std::string& name,
-                                               const std::vector<T>& values,
-                                               std::vector<std::int64_t> shape, DType dtype) {
-  const auto bytes = static_cast<std::int64_t>(values.size() * sizeof(T));
-  GuardedBuffer& memory = new_buffer(name, bytes, dtype);
-  if (bytes > 0) std::memcpy(memory.data(), values.data(), values.size() * sizeof(T));
-  ConstTensorView view(memory.data(), dtype, {1});
+ConstTensorView GeneratedProblem::index_tensor(const std::string& name, const void* values,
+                                               const std::vector<std::int64_t>& shape,
+                                               DType dtype) {
+  ConstTensorView view;
+  view.dtype = dtype;
   view.rank = static_cast<int>(shape.size());
-  std::int64_t stride = 1;
+  std::int64_t numel = 1;
   for (int i = view.rank - 1; i >= 0; --i) {
     view.shape[i] = shape[static_cast<std::size_t>(i)];
-    view.strides[i] = stride;
-    stride *= view.shape[i];
+    view.strides[i] = numel;
+    numel *= view.shape[i];
   }
+  GuardedBuffer& memory = new_buffer(name, numel * size_of(dtype), dtype);
+  if (numel > 0) std::memcpy(memory.data(), values, static_cast<std::size_t>(memory.bytes()));
+  view.data = memory.data();
   return with_odd_strides(view);
 }
 
@@ -131,8 +121,8 @@ void GeneratedProblem::make_batch() {
   num_rows_ = query_start_.back() + case_.extra_rows;
   batch.num_actual_tokens = query_start_.back() + case_.actual_delta;
   batch.query_start_loc =
-      index_tensor("query_start_loc", starts, {batch.num_seqs + 1}, DType::kI32);
-  batch.seq_lens = index_tensor("seq_lens", lens, {batch.num_seqs}, DType::kI32);
+      index_tensor("query_start_loc", starts.data(), {batch.num_seqs + 1}, DType::kI32);
+  batch.seq_lens = index_tensor("seq_lens", lens.data(), {batch.num_seqs}, DType::kI32);
   maxima_.max_tokens = num_rows_;
   maxima_.max_seqs = batch.num_seqs;
   maxima_.max_mm_ranges = case_.key.mm_ranges ? kMaxRanges : 0;
@@ -158,13 +148,13 @@ void GeneratedProblem::make_mask_data() {
     }
   }
   if (case_.key.causal_per_seq) {
-    batch.causal_per_seq = index_tensor("causal_per_seq", causal, {n}, DType::kBool);
+    batch.causal_per_seq = index_tensor("causal_per_seq", causal.data(), {n}, DType::kBool);
   }
   if (case_.key.mask.prefix_window > 0) {
-    batch.prefix_lens = index_tensor("prefix_lens", prefixes, {n}, DType::kI32);
+    batch.prefix_lens = index_tensor("prefix_lens", prefixes.data(), {n}, DType::kI32);
   }
   if (case_.key.mm_ranges) {
-    batch.mm_ranges = index_tensor("mm_ranges", ranges, {n, kMaxRanges, 2}, DType::kI32);
+    batch.mm_ranges = index_tensor("mm_ranges", ranges.data(), {n, kMaxRanges, 2}, DType::kI32);
   }
 }
 

@@ -84,13 +84,19 @@ class GeneratedProblem {
   enum class Use : std::uint8_t { kQuery, kKey, kValue };
 
   GuardedBuffer& new_buffer(const std::string& name, std::int64_t bytes, DType dtype);
-  template <class T>
-  ConstTensorView index_tensor(const std::string& name, const std::vector<T>& values,
-                               std::vector<std::int64_t> shape, DType dtype);
+  // Copies shape's numel elements from `values`.
+  ConstTensorView index_tensor(const std::string& name, const void* values,
+                               const std::vector<std::int64_t>& shape, DType dtype);
   ConstTensorView value_vector(const std::string& name, DType dtype,
                                const std::vector<double>& values, std::int64_t stride = 1);
+  // A stride of a dimension of size 1 is never used, so it may be anything.
   template <class View>
-  View with_odd_strides(View view) const;
+  View with_odd_strides(View view) const {
+    for (int i = 0; case_.odd_unit_strides && i < view.rank; ++i) {
+      if (view.shape[i] == 1) view.strides[i] = 3 + 2 * i;
+    }
+    return view;
+  }
 
   void make_batch();
   void make_mask_data();

@@ -96,7 +96,8 @@ void GeneratedProblem::make_block_table() {
       if (!read) table[static_cast<std::size_t>(s * width + b)] = 0;
     }
   }
-  batch.block_table = index_tensor("block_table", table, {batch.num_seqs, width}, DType::kI32);
+  batch.block_table =
+      index_tensor("block_table", table.data(), {batch.num_seqs, width}, DType::kI32);
 }
 
 void GeneratedProblem::make_dense() {
@@ -110,7 +111,7 @@ void GeneratedProblem::make_dense() {
     tokens += case_.seqs[s].seq_len + 2;
   }
   if (encoder) tokens = num_rows_;
-  batch.kv_start = index_tensor("kv_start", starts, {batch.num_seqs}, DType::kI32);
+  batch.kv_start = index_tensor("kv_start", starts.data(), {batch.num_seqs}, DType::kI32);
   const auto dense = [&](const char* name, DType dtype, std::int64_t row) {
     const std::int64_t heads = key.num_kv_heads;
     GuardedBuffer& memory = new_buffer(name, tokens * heads * row * size_of(dtype), dtype);
@@ -225,7 +226,7 @@ void GeneratedProblem::make_slots() {
     write_special_rows();
   }
   const auto n = static_cast<std::int64_t>(slots.size());
-  slot_mapping_ = index_tensor("slot_mapping", slots, {n}, DType::kI64);
+  slot_mapping_ = index_tensor("slot_mapping", slots.data(), {n}, DType::kI64);
 }
 
 void GeneratedProblem::write_special_rows() {
