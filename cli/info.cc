@@ -17,6 +17,12 @@ namespace diffkv::cli {
 namespace {
 
 constexpr const char* kFooter =
+    "Shows the version, how it was built, the backends, the SIMD targets, the environment
+    "
+    "variables that matter, and which features each backend has.
+    "
+    "
+    "
     "Examples:\n"
     "  diffkv info\n"
     "  diffkv info --json info.json\n"
@@ -133,10 +139,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_info(CLI::App& app, int& exit_code) {
-  CLI::App* command = app.add_subcommand(
-      "info",
-      "Shows what this build and machine can do: version, compiler, backends, SIMD targets, the "
-      "environment variables that matter, and the features of each backend.");
+  CLI::App* command = app.add_subcommand("info", "Shows what this build and machine can do");
   command->footer(kFooter);
   auto options = std::make_shared<Options>();
   command->add_flag("--features-markdown", options->features_markdown,
