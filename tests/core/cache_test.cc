@@ -219,6 +219,8 @@ TEST(PackedCache, Refuses) {
   refused({}, 24, DType::kBF16, {"kv_cache is not given", "[num_blocks, block_size"});
   refused(cache, 24, DType::kF16, {"kv_cache is bf16", "`stored` is fp16", "the same"});
   refused(cache, 20, DType::kBF16, {"head_size_qk is 20", "multiple of 8"});
+  refused(cache, std::numeric_limits<std::int64_t>::max(), DType::kBF16,
+          {"head_size_qk is 9223372036854775807"});
   refused(cache, 40, DType::kBF16, {"head_size_qk + head_size_v 40", "48"});
   refused(TensorView(buffer, DType::kBF16, {2, 16, 80}), 24, DType::kBF16,
           {"kv_cache has rank 3", "expected 4"});
@@ -261,6 +263,13 @@ TEST(SeparateCache, Refuses) {
   refused(TensorView(buffer, DType::kBF16, {2, 16, 2, 16}, {DeviceType::kCuda, 0}),
           {"value cache is on cuda:0", "the key cache is on cpu"});
   refused(TensorView(buffer, DType::kBF16, {2, 16, 2, 7}), {"head_size_v is 7"});
+  TensorView strided(buffer, DType::kBF16, {2, 16, 2, 16});
+  strided.strides[3] = 2;
+  refused(strided, {"value cache has stride 2 in its last dimension"});
+  const TensorView value(buffer, DType::kBF16, {2, 16, 2, 16});
+  expect_refused([&] { KvCacheView::separate({}, value); }, {"key cache is not given"});
+  expect_refused([&] { KvCacheView::separate(strided, value); },
+                 {"key cache has stride 2 in its last dimension"});
 }
 
 TEST(DenseTokens, Refuses) {
@@ -275,6 +284,12 @@ TEST(DenseTokens, Refuses) {
   ConstTensorView strided(buffer, DType::kBF16, {8, 2, 16});
   strided.strides[2] = 4;
   refused(strided, {"value has stride 4 in its last dimension"});
+  const ConstTensorView value(buffer, DType::kBF16, {8, 2, 16});
+  refused(ConstTensorView(buffer, DType::kBF16, {8, 2, 16}, {DeviceType::kCuda, 1}),
+          {"value is on cuda:1", "key is on cpu"});
+  expect_refused([&] { KvCacheView::dense_tokens({}, value); }, {"key is not given"});
+  expect_refused([&] { KvCacheView::dense_tokens(strided, value); },
+                 {"key has stride 4 in its last dimension"});
 }
 
 TEST(CacheSpec, Refuses) {

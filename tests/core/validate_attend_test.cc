@@ -227,6 +227,12 @@ const std::vector<Row> kTensorRows = {
 };
 
 const std::vector<Row> kCacheRows = {
+    {"HeadSizeQk",
+     [](AttendCall& c) { c.args.cache.head_size_qk = 16; },
+     {"the cache has head_size_qk 16, the layer was built for 24"}},
+    {"HeadSizeV",
+     [](AttendCall& c) { c.args.cache.head_size_v = 8; },
+     {"the cache has head_size_v 8, the layer was built for 16"}},
     {"BlockIdPastPool",
      [](AttendCall& c) { c.block_table[1] = 8; },
      {"block_table[0][1] is 8", "below num_blocks 8"}},
@@ -312,6 +318,9 @@ const std::vector<Row> kParamRows = {
     {"SinksCount",
      [](AttendCall& c) { c.params.sinks = view_of(kFloats, {5}); },
      {"sinks has num_heads 5", "the layer was built for 4"}},
+    {"SinksStrided",
+     [](AttendCall& c) { c.params.sinks = with_stride(view_of(kFloats, {4}), 0, 2); },
+     {"sinks has stride 2"}},
     {"SinkMode",
      [](AttendCall& c) { c.params.sink_mode = static_cast<SinkMode>(2); },
      {"sink_mode is 2"}},

@@ -46,6 +46,18 @@ const std::vector<Row> kRows = {
        c.b.lse.strides[0] = 8;
      },
      {"lse starts where b.lse does", "the same view"}},
+    {"InPlaceOfTheOtherPart",
+     [](MergeCall& c) {
+       c.b.output = c.output;
+       c.b.output.strides[0] = 128;
+     },
+     {"output starts where b.output does", "the same view"}},
+    {"LseInPlaceOfPartA",
+     [](MergeCall& c) {
+       c.a.lse = c.lse;
+       c.a.lse.strides[0] = 8;
+     },
+     {"lse starts where a.lse does", "the same view"}},
     {"OtherTokens",
      [](MergeCall& c) { c.b.output.shape[0] = 4; },
      {"b.output has num_tokens 4", "a.output has 5"}},
