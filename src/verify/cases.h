@@ -58,6 +58,8 @@ struct Case {
   bool null_blocks = false;       // block-table entries that no row can read are 0
   bool skip_slots = false;        // some of this step's tokens are in the cache already, slot -1
   bool special_values = false;    // NaN, infinities, ties, duplicates written to an unread page
+  bool merge_in_place = false;    // kMerge: the merged output and lse are the first part's
+  float value_gain = 1;           // V is multiplied by it
   bool nan_keys = false;          // a NaN in one key and in one value of every sequence
   std::int64_t extra_rows = 0;    // rows of query and output past the sequences' tokens
   std::int64_t actual_delta = 0;  // num_actual_tokens - query_start_loc[num_seqs]

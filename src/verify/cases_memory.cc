@@ -173,6 +173,11 @@ void add_flows(CaseList& list) {
         list.add(c, "merge",
                  fmt::format("{}_{}{}", batch.name, to_string(dtype), sinks ? "_sinks" : ""),
                  dtype == DType::kBF16);
+        c.merge_in_place = true;
+        list.add(
+            c, "merge",
+            fmt::format("{}_{}{}_in_place", batch.name, to_string(dtype), sinks ? "_sinks" : ""),
+            dtype == DType::kBF16 && sinks);
         c.sinks_none = true;
         if (sinks)
           list.add(c, "merge", fmt::format("{}_{}_sinks_none", batch.name, to_string(dtype)));

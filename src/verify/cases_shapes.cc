@@ -176,6 +176,21 @@ void add_outputs(CaseList& list) {
   }
 }
 
+// Values that a cache of a wider type holds but an fp16 or e4m3 output does not.
+void add_overflows(CaseList& list) {
+  for (const NamedBatch& batch : {decode_batch(), mixed_batch()}) {
+    for (const DType output : {DType::kF16, DType::kE4M3}) {
+      Case c = base_case(batch);
+      set_dtypes(c, DType::kF16, DType::kF32);
+      c.flow = CaseFlow::kSharing;  // the cache is written by a layer of wider activations
+      c.value_gain = 7e4F;
+      c.output_dtype = output;
+      c.output_scale = output == DType::kE4M3;
+      list.add(c, "overflow", fmt::format("{}_{}", to_string(output), batch.name), true);
+    }
+  }
+}
+
 void add_models(CaseList& list) {
   struct Model {
     const char* name;
@@ -261,6 +276,7 @@ void add_shape_cases(CaseList& list) {
   add_kv_dtypes(list);
   add_fp8_queries(list);
   add_outputs(list);
+  add_overflows(list);
   add_models(list);
   add_long(list);
 }

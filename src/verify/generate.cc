@@ -262,7 +262,7 @@ std::vector<double> GeneratedProblem::row(Use use, std::int64_t seq, std::int64_
       // A mean of alternating sign, different in every head.
       const double mean =
           0.5 + 0.25 * static_cast<double>((7 * d + 3 * static_cast<std::size_t>(head)) % 4);
-      values[d] = (d % 3 == 0 ? -mean : mean) + 0.5 * noise.normal();
+      values[d] = case_.value_gain * ((d % 3 == 0 ? -mean : mean) + 0.5 * noise.normal());
     } else {
       values[d] = (use == Use::kQuery ? kPeak : 1.0) * noise.normal();
     }

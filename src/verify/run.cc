@@ -157,7 +157,10 @@ std::string attend_by_layer(const Backend& backend, GeneratedProblem& problem) {
   if (std::string what = nonzero(args.output); !what.empty()) return what;
   problem.poison_outputs();
 
-  const DiffKVMetadata metadata = builder.build(batch);
+  // Where there are no graphs, the one is the other.
+  const DiffKVMetadata metadata = c.flow == CaseFlow::kSharing
+                                      ? builder.build_for_cudagraph_capture(batch)
+                                      : builder.build(batch);
   forward.metadata = &metadata;
   layer.forward(forward);
   return "";

@@ -1,5 +1,6 @@
 // Attention in two parts, as engines do with a shared prefix: the keys below a cut, which every row
 // sees, and the rest, by merge_attn_states.
+#include <limits>
 #include <vector>
 
 #include "verify/codec.h"
@@ -8,12 +9,13 @@
 namespace diffkv::verify {
 namespace {
 
-// A part's own output and lse.
+// A part's own output and lse; in place of them the whole's where in_place is set.
 struct Part {
-  explicit Part(const AttendArgs& whole)
+  explicit Part(const AttendArgs& whole, bool in_place = false)
       : output("part output", whole.output.numel() * size_of(whole.output.dtype)),
         lse("part lse", whole.lse.numel() * 4),
         args(whole) {
+    if (in_place) return;
     args.output = TensorView(output.data(), whole.output.dtype,
                              {whole.output.shape[0], whole.output.shape[1], whole.output.shape[2]});
     args.lse = TensorView(lse.data(), DType::kF32, {whole.lse.shape[0], whole.lse.shape[1]});
@@ -65,7 +67,7 @@ std::string attend_by_merge(const Backend& backend, const GeneratedProblem& prob
     }
   }
 
-  Part first(whole);
+  Part first(whole, problem.source().merge_in_place);
   first.args.batch.seq_lens = view_of(below.data(), {batch.num_seqs});
   PlanKey first_key = problem.key();
   first_key.mask.causal = false;
@@ -76,8 +78,19 @@ std::string attend_by_merge(const Backend& backend, const GeneratedProblem& prob
   if (what.empty()) what = attend_part(backend, problem, problem.key(), second);
   if (!what.empty()) return what;
 
-  // Only covered rows were written, so only they can be merged.
+  // Some kernels mark an empty part by +inf, which must be read as -inf.
   const std::int64_t covered = problem.covered_tokens();
+  const TensorView& lse = first.args.lse;
+  for (std::int64_t head = 0; head < lse.shape[0]; ++head) {
+    for (std::int64_t token = 0; token < covered; token += 2) {
+      const std::int64_t at = head * lse.strides[0] + token * lse.strides[1];
+      if (load(lse.data, lse.dtype, at) != -std::numeric_limits<double>::infinity()) continue;
+      store_bits(lse.data, lse.dtype, at,
+                 encode(lse.dtype, std::numeric_limits<double>::infinity(), Overflow::kInfinity));
+    }
+  }
+
+  // Only covered rows were written, so only they can be merged.
   const auto rows = [&](TensorView view, int token_dim) {
     view.shape[static_cast<std::size_t>(token_dim)] = covered;
     return view;
