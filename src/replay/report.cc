@@ -49,7 +49,7 @@ svg text { fill: var(--soft); font-size: 12px; }
 .area { fill: var(--c); fill-opacity: .8; }
 .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
 .dots { fill: none; stroke: var(--c); stroke-width: 4; stroke-linecap: round;
-  stroke-opacity: .55; }
+  stroke-opacity: .8; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-top: 1px solid var(--rule);
   vertical-align: top; }
@@ -200,7 +200,8 @@ std::string tile(const std::string& value, std::string_view name, bool bad = fal
 
 std::string tiles(const ReplayResult& result, const Summary& summary) {
   const VerifyResult& verify = result.verify;
-  std::string out = tile(fmt::format("{:.0f}", summary.tokens_per_s), "tokens per second of steps");
+  std::string out =
+      tile(fmt::format("{:.0f}", summary.tokens_per_s), "tokens / s, by step latency");
   const KindSummary& decode = summary.kinds[static_cast<std::size_t>(StepKind::kDecode)];
   const KindSummary& shown = decode.steps > 0 ? decode : summary.all;
   out += tile(fmt::format("{:.2f} ms", shown.p50_s * 1e3),
