@@ -27,12 +27,10 @@ namespace {
 constexpr const char* kDescription = "Compares a backend with a double-precision reference";
 
 constexpr const char* kFooter =
-    "Runs the library on made-up problems of every feature and compares the output rows with a\n   "
-    " "
-    "double-precision reference. Memory that must not be read is poisoned, and memory that must\n  "
-    "  "
-    "not be written is guarded. The random numbers are new in each run; the seed is printed.\n    "
-    "\n    "
+    "Runs the library on made-up problems of every feature and compares the output rows with a\n"
+    "double-precision reference. Memory that must not be read is poisoned, and memory that must\n"
+    "not be written is guarded. The random numbers are new in each run; the seed is printed.\n"
+    "\n"
     "Examples:\n"
     "  diffkv check\n"
     "  diffkv check --suite full --deep\n"

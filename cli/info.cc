@@ -17,9 +17,9 @@ namespace diffkv::cli {
 namespace {
 
 constexpr const char* kFooter =
-    "Shows the version, how it was built, the backends, the SIMD targets, the environment\n    "
-    "variables that matter, and which features each backend has.\n    "
-    "\n    "
+    "Shows the version, how it was built, the backends, the SIMD targets, the environment\n"
+    "variables that matter, and which features each backend has.\n"
+    "\n"
     "Examples:\n"
     "  diffkv info\n"
     "  diffkv info --json info.json\n"

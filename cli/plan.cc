@@ -22,16 +22,13 @@ namespace {
 constexpr const char* kDescription = "Prints the schedule of a batch";
 
 constexpr const char* kFooter =
-    "Prints who reads which keys in one step: the tile classes, each worker's share of the work,\n "
-    "   "
-    "how even the shares are, and the workspace. Nothing is computed.\n    "
-    "\n    "
-    "A tile is up to `rows` query rows, (token, head) pairs that share a KV head. A class's line "
-    "of\n    "
-    "tiles is cut into one share for each worker; a tile that is cut leaves partial results in\n   "
-    " "
-    "slots, which are merged afterwards.\n    "
-    "\n    "
+    "Prints who reads which keys in one step: the tile classes, each worker's share of the work,\n"
+    "how even the shares are, and the workspace. Nothing is computed.\n"
+    "\n"
+    "A tile is up to `rows` query rows, (token, head) pairs that share a KV head. A class's line\n"
+    "of tiles is cut into one share for each worker; a tile that is cut leaves partial results in\n"
+    "slots, which are merged afterwards.\n"
+    "\n"
     "Examples:\n"
     "  diffkv plan --seqs 1x131072\n"
     "  diffkv plan --seqs '1x8192*64,2048x8192' --model mimo-v2-flash --tp 8 --layer window\n"
