@@ -21,9 +21,10 @@ constexpr std::int64_t kUnusedPages = 2;
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Values that conversions get wrong: ties, the ends of the range, subnormals, no numbers.
-constexpr double kSpecial[] = {0.0,    -0.0,   kNan,    kInf,  -kInf,    448.0,   464.0,  480.0,
-                               -465.0, 1e-3,   0.00195, 1e-6,  57344.0,  61440.0, -1e30,  17.0,
-                               19.0,   1.0625, 1.1875,  65504, 0.015625, 3e-8,    -2e-38, 0.3};
+constexpr double kSpecial[] = {0.0,     -0.0,   kNan,    kInf,  -kInf,    448.0,   464.0,  480.0,
+                               -465.0,  1e-3,   0.00195, 1e-6,  57344.0,  61440.0, -1e30,  17.0,
+                               19.0,    1.0625, 1.1875,  13.5,  25,       27,      23,     0.8125,
+                               0.90625, 3.125,  3.375,   65504, 0.015625, 3e-8,    -2e-38, 0.3};
 
 }  // namespace
 
@@ -129,8 +130,10 @@ void GeneratedProblem::make_scales() {
   std::vector<double> k;
   std::vector<double> v;
   for (std::int64_t h = 0; h < (per_tensor ? 1 : case_.key.num_kv_heads); ++h) {
-    k.push_back(0.02 * static_cast<double>(1 + h % 3));
-    v.push_back(0.0125 * static_cast<double>(1 + (h + 1) % 4));
+    // Few bits, so that a tie times a scale is exact in bf16, and no power of two, so that a
+    // product with the reciprocal is not the quotient.
+    k.push_back(static_cast<double>(3 + 2 * (h % 3)) / 128);
+    v.push_back(static_cast<double>(3 + 2 * ((h + 1) % 4)) / 256);
   }
   const std::int64_t stride = case_.scales == CaseScale::kPerHeadStrided ? 3 : 1;
   args_.cache.k_scale = value_vector("k_scale", DType::kF32, k, stride);
@@ -236,6 +239,11 @@ void GeneratedProblem::write_special_rows() {
         double x = kSpecial[random_.below(std::ssize(kSpecial))];
         if (random_.below(3) == 0) {
           x = std::ldexp(random_.normal(), static_cast<int>(random_.below(24)) - 14);
+        }
+        const bool is_key = to.data == new_key_.data;
+        if (random_.below(2) == 0) {
+          const KvCacheView& cache = args_.cache;
+          x *= scale_of(is_key ? cache.k_scale : cache.v_scale, i / to.shape[2]);
         }
         const std::int64_t at = token * to.strides[0] + i / to.shape[2] * to.strides[1];
         store_bits(const_cast<void*>(to.data), to.dtype, at + i % to.shape[2],
