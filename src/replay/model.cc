@@ -21,9 +21,9 @@ std::optional<std::int64_t> parse_number(std::string_view text) {
 
 LayerKind divide(const LayerKind& kind, std::int64_t tp, const std::string& name) {
   LayerKind part = kind;
-  const bool whole_kv = kind.num_kv_heads % tp == 0;
-  const bool shared_kv = tp % kind.num_kv_heads == 0;
-  if (tp < 1 || kind.num_heads % tp != 0 || !(whole_kv || shared_kv)) {
+  const bool divides = tp >= 1 && kind.num_heads % tp == 0 &&
+                       (kind.num_kv_heads % tp == 0 || tp % kind.num_kv_heads == 0);
+  if (!divides) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("tp is {}, expected a number that divides the {} query heads and "
                             "divides, or is a multiple of, the {} KV heads of {}",

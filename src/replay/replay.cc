@@ -89,7 +89,7 @@ class Replay {
     result_.num_window_blocks = sizes_.window_blocks;
     result_.cache_bytes = full_.cache_bytes() + window_.cache_bytes();
     result_.verify.rows_asked = options_.verify_rows;
-    result_.bandwidth = measure_read_bandwidth();
+    result_.bandwidth = options_.bandwidth > 0 ? options_.bandwidth : measure_read_bandwidth();
     const auto start = Clock::now();
     while (true) {
       arrive();

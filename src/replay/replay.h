@@ -27,6 +27,7 @@ struct ReplayOptions {
   double speed_up = 0.0;  // arrivals are this much faster than the trace's; 0: all at once
   std::uint64_t seed = 0;
   std::int64_t verify_rows = 0;
+  double bandwidth = 0.0;  // of the floor, bytes / s; 0: measured before the first step
 };
 
 // How many blocks each layer of a kind has. The window layers' pool is what they can need at most

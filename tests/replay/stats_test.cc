@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "replay/bandwidth.h"
 #include "replay/progress.h"
 
 namespace diffkv::replay {
@@ -90,6 +91,12 @@ TEST(Summary, JsonHasTheFigures) {
   EXPECT_EQ(json["verify"]["rows_wrong"], 0);
 }
 
+TEST(Bandwidth, IsThatOfAMachine) {
+  const double bytes_per_s = measure_read_bandwidth();
+  EXPECT_GT(bytes_per_s, 1e8);
+  EXPECT_LT(bytes_per_s, 1e14);
+}
+
 TEST(StepRecord, KindIsByItsTokens) {
   EXPECT_EQ(StepRecord{.prefill_tokens = 5}.kind(), StepKind::kPrefill);
   EXPECT_EQ(StepRecord{.decode_tokens = 5}.kind(), StepKind::kDecode);
@@ -103,7 +110,7 @@ TEST(ProgressLine, HasShareRateAndTimeLeft) {
                              .requests = 12,
                              .elapsed_s = 50.0};
   EXPECT_EQ(progress_line(progress, 60),
-            "[####..............]   25 %  3/12 requests  5 tok/s  2:30 left");
+            "[####............]   25 %  3/12 requests  5 tok/s  2:30 left");
   EXPECT_EQ(progress_line(progress, 10), " 25 %  3/1");
   for (int width = 0; width < 120; ++width) {
     EXPECT_LE(progress_line(progress, width).size(), static_cast<std::size_t>(width));
