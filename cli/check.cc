@@ -3,15 +3,16 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <random>
 #include <set>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "cli/commands.h"
@@ -42,7 +43,7 @@ struct Options {
   std::string backend;
   std::string suite = "quick";
   std::string filter;
-  std::optional<std::uint64_t> seed;
+  std::string seed;
   bool deep = false;
   std::string json_file;
 };
@@ -76,6 +77,18 @@ struct Tally {
     }
   }
 };
+
+std::uint64_t seed_of(const std::string& text) {
+  if (text.empty()) return std::random_device{}();
+  std::uint64_t seed = 0;
+  const char* end = text.data() + text.size();
+  if (const auto [stop, error] = std::from_chars(text.data(), end, seed);
+      error != std::errc() || stop != end) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--seed is \"{}\", expected a number from 0 to 2^64 - 1", text));
+  }
+  return seed;
+}
 
 std::vector<verify::Case> chosen_cases(const Options& options) {
   std::vector<verify::Case> list =
@@ -174,6 +187,7 @@ verify::CaseResult run_one(const Backend& backend, const verify::Case& c, std::u
 }
 
 int run(const Options& options) {
+  const std::uint64_t seed = seed_of(options.seed);
   OutputFile json_file(options.json_file);
   const std::vector<verify::Case> list = chosen_cases(options);
   const Backend& backend = find_backend(options.backend);
@@ -181,7 +195,6 @@ int run(const Options& options) {
     throw Error(ErrorCode::kUnavailable,
                 fmt::format("backend {} is not available: {}", backend.name(), available.reason));
   }
-  const std::uint64_t seed = options.seed ? *options.seed : std::random_device{}();
   fmt::print("backend  {}\nsuite    {}, {} cases{}\nseed     {}\n\n", backend.description(),
              options.suite, list.size(), options.deep ? ", deep" : "", seed);
   std::fflush(stdout);
@@ -222,7 +235,9 @@ void add_check(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_flag("--deep", options->deep,
                     "Also compare every row, run both policies, and run twice for equal bits");
-  command->add_option("--seed", options->seed, "Seed of the random numbers (default: a new one)");
+  // Read as text: CLI11 takes -1 for the largest number.
+  command->add_option("--seed", options->seed, "Seed of the random numbers (default: a new one)")
+      ->type_name("NUMBER");
   command
       ->add_option("--filter", options->filter,
                    "Only cases whose name or feature contains this text")

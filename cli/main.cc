@@ -5,6 +5,7 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "cli/commands.h"
 #include "diffkv/error.h"
@@ -33,6 +34,10 @@ int fail(const std::string& message) {
   return diffkv::cli::kExitBadUse;
 }
 
+int fail_use(const std::string& message) {
+  return fail(message + "\nRun `diffkv --help` or `diffkv COMMAND --help` for how to use it.");
+}
+
 int run(int argc, char** argv) {
   CLI::App app(kDescription, "diffkv");
   app.footer(kFooter);
@@ -49,9 +54,12 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& request) {  // --help, --version
     app.exit(request);
     return diffkv::cli::kExitRight;
+  } catch (const CLI::RequiredError& error) {
+    const std::vector<std::string> unknown = app.remaining();
+    return unknown.empty() ? fail_use(error.what())
+                           : fail_use(fmt::format("there is no command \"{}\"", unknown.front()));
   } catch (const CLI::ParseError& error) {
-    return fail(fmt::format("{}\nRun `diffkv --help` or `diffkv COMMAND --help` for how to use it.",
-                            error.what()));
+    return fail_use(error.what());
   }
   return exit_code;
 }
