@@ -136,16 +136,21 @@ replay::ReplayOptions make_options(const Flags& flags) {
 std::string title(const Flags& flags, const replay::ReplayOptions& options) {
   const replay::Model& model = options.model;
   return fmt::format(
-      "{}, rank of {}: {} full-attention layers {}/{} heads, {} window-{} layers {}/{}; {} with {} "
+      "{}, rank of {}: full-attention layers: {} of {}/{} heads, window-{} layers: {} of {}/{}; {} "
+      "with {} "
       "cache, blocks of {}",
       model.name, flags.tp, model.full.num_layers, model.full.num_heads, model.full.num_kv_heads,
-      model.window.num_layers, model.window.window, model.window.num_heads,
+      model.window.window, model.window.num_layers, model.window.num_heads,
       model.window.num_kv_heads, to_string(options.dtype), to_string(options.cache_dtype),
       options.block_size);
 }
 
 int run_replay(const Flags& flags) {
   const replay::ReplayOptions options = make_options(flags);
+  if (flags.requests < 0) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--requests is {}, expected 0 (all) or more", flags.requests));
+  }
   std::vector<replay::TraceRequest> requests = replay::read_trace_file(flags.trace);
   if (flags.requests > 0 && requests.size() > static_cast<std::size_t>(flags.requests)) {
     requests.resize(static_cast<std::size_t>(flags.requests));
@@ -202,8 +207,7 @@ void add_replay(CLI::App& app, int& exit_code) {
   option("--cache-gib", flags->cache_gib, "Cache of all layers that run, in GiB");
   option("--max-num-batched-tokens", options.max_num_batched_tokens, "Token budget of a step");
   option("--max-num-seqs", options.max_num_seqs, "Requests that run at the same time");
-  option("--requests", flags->requests, "Only the first N requests; 0: all")
-      ->check(CLI::NonNegativeNumber);
+  option("--requests", flags->requests, "Only the first N requests; 0: all");
   option("--seconds", flags->seconds, "Stop after so many seconds of wall time; 0: never");
   option("--speed-up", flags->speed_up,
          "Requests arrive at the trace's times divided by this, on a simulated clock that runs "
