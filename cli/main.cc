@@ -56,8 +56,9 @@ int run(int argc, char** argv) {
     return diffkv::cli::kExitRight;
   } catch (const CLI::RequiredError& error) {
     const std::vector<std::string> unknown = app.remaining();
-    return unknown.empty() ? fail_use(error.what())
-                           : fail_use(fmt::format("there is no command \"{}\"", unknown.front()));
+    return unknown.empty()
+               ? fail_use(error.what())
+               : fail_use(fmt::format("there is no command or option \"{}\"", unknown.front()));
   } catch (const CLI::ParseError& error) {
     return fail_use(error.what());
   }
