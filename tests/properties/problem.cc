@@ -231,7 +231,10 @@ bool sees(const PlanKey& key, const Seq& seq, std::int64_t i, std::int64_t j) {
 std::string describe(const Problem& problem) {
   std::string text = to_string(problem.key) + ", query_len x seq_len";
   for (const Seq& seq : problem.seqs) {
-    text += " " + std::to_string(seq.query_len) + "x" + std::to_string(seq.seq_len);
+    text += " ";
+    text += std::to_string(seq.query_len);
+    text += "x";
+    text += std::to_string(seq.seq_len);
   }
   if (problem.soft_cap > 0) text += ", soft cap";
   if (!problem.alibi_slopes.empty()) text += problem.alibi_sqrt ? ", ALiBi sqrt" : ", ALiBi";
