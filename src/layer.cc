@@ -24,7 +24,13 @@ std::array<std::int64_t, 4> DiffKVBackend::get_kv_cache_strides(const KvCacheSpe
 
 std::int64_t DiffKVBackend::get_kv_cache_bytes(const KvCacheSpec& spec, std::int64_t num_blocks) {
   spec.check();
-  return spec.page_stride_bytes() * num_blocks;
+  std::int64_t bytes = 0;
+  if (num_blocks < 0 || __builtin_mul_overflow(spec.page_stride_bytes(), num_blocks, &bytes)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("num_blocks is {}, expected 0 or more, of {} bytes each", num_blocks,
+                            spec.page_stride_bytes()));
+  }
+  return bytes;
 }
 
 const std::vector<DType>& DiffKVBackend::supported_dtypes() {

@@ -16,12 +16,14 @@ namespace diffkv {
 
 void update_cache(const Backend& backend, const ConstTensorView& key, const ConstTensorView& value,
                   const KvCacheView& cache, const ConstTensorView& slot_mapping, Stream stream) {
+  core::validate_device(backend, "the cache", cache.device);
   core::validate_update_cache(key, value, cache, slot_mapping);
   backend.update_cache(key, value, cache, slot_mapping, stream);
 }
 
 void attend(const Backend& backend, const AttentionParams& params, const AttendArgs& args,
             const Plan& plan, Stream stream) {
+  core::validate_device(backend, "the cache", args.cache.device);
   core::validate_attend(params, args, plan);
   const Support support = backend.supports(core::problem_of(plan.key(), params, args));
   if (!support) {
@@ -36,11 +38,13 @@ void attend(const Backend& backend, const AttentionParams& params, const AttendA
 void merge_attn_states(const Backend& backend, const AttnState& a, const AttnState& b,
                        const ConstTensorView& sinks, const TensorView& output,
                        const TensorView& lse, Stream stream) {
+  core::validate_device(backend, "output", output.device);
   core::validate_merge(a, b, sinks, output, lse);
   backend.merge_attn_states(a, b, sinks, output, lse, stream);
 }
 
 void fill_zero(const Backend& backend, const TensorView& output, Stream stream) {
+  core::validate_device(backend, "output", output.device);
   core::validate_output(output);
   backend.fill_zero(output, stream);
 }

@@ -114,6 +114,8 @@ class Plan {
   const PlanKey& key() const { return key_; }
   const ScheduleLimits& limits() const { return limits_; }
   const detail::PlanTables& tables() const { return tables_; }
+  // Where the batch and the workspace are.
+  const Device& device() const { return device_; }
 
   // The pieces of work in the order the workers walk them; `batch` is the one planned for (its
   // causal_per_seq, prefix_lens and mm_ranges are read again). Host memory only.
@@ -126,6 +128,7 @@ class Plan {
   PlanKey key_;
   ScheduleLimits limits_;
   detail::PlanTables tables_;
+  Device device_;
 };
 
 // Plans the batch in `workspace` (uint8 [workspace_bytes()], 64-byte aligned).

@@ -86,7 +86,8 @@ struct BasicTensorView {
 
   BasicTensorView() = default;
 
-  // A dense row-major view. Throws Error if the rank is 0 or above kMaxRank.
+  // A dense row-major view. Throws Error if the rank is 0 or above kMaxRank, or a stride is past
+  // int64.
   BasicTensorView(Void* data_in, DType dtype_in, std::initializer_list<std::int64_t> shape_in,
                   Device device_in = {})
       : data(data_in), dtype(dtype_in), device(device_in), rank(static_cast<int>(shape_in.size())) {
@@ -99,7 +100,7 @@ struct BasicTensorView {
     std::int64_t stride = 1;
     for (i = rank - 1; i >= 0; --i) {
       strides[i] = stride;
-      stride *= shape[i];
+      stride = product(stride, shape[i]);
     }
   }
 
@@ -117,10 +118,21 @@ struct BasicTensorView {
   // False for a default-constructed view: the optional tensor was not given.
   bool given() const { return rank > 0; }
 
+  // Throws Error if the product of the extents is past int64.
   std::int64_t numel() const {
     std::int64_t n = rank > 0 ? 1 : 0;
-    for (int i = 0; i < rank; ++i) n *= shape[i];
+    for (int i = 0; i < rank; ++i) n = product(n, shape[i]);
     return n;
+  }
+
+ private:
+  static std::int64_t product(std::int64_t a, std::int64_t b) {
+    std::int64_t result = 0;
+    if (__builtin_mul_overflow(a, b, &result)) {
+      throw Error(ErrorCode::kInvalidArgument, "a tensor view's extents multiply past int64: " +
+                                                   std::to_string(a) + " x " + std::to_string(b));
+    }
+    return result;
   }
 };
 

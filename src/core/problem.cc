@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <string>
 
 namespace diffkv {
@@ -46,10 +47,11 @@ Problem problem_of(const PlanKey& key, const AttentionParams& params, const Atte
   const KvCacheView& cache = args.cache;
   problem.layout =
       cache.key.stride_token >= cache.key.stride_head ? KvCacheLayout::kNHD : KvCacheLayout::kHND;
-  const auto* key_row = static_cast<const std::byte*>(cache.key.data);
-  problem.packed = cache.key.dtype == cache.value.dtype &&
-                   cache.key.stride_token == cache.value.stride_token &&
-                   cache.value.data == key_row + cache.head_size_qk * size_of(cache.key.dtype);
+  const auto key_row = reinterpret_cast<std::uintptr_t>(cache.key.data);
+  problem.packed =
+      cache.key.dtype == cache.value.dtype && cache.key.stride_token == cache.value.stride_token &&
+      reinterpret_cast<std::uintptr_t>(cache.value.data) ==
+          key_row + static_cast<std::uintptr_t>(cache.head_size_qk * size_of(cache.key.dtype));
   problem.dense = cache.dense;
   problem.block_size = cache.block_size;
   problem.lse = args.lse.given();

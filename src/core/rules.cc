@@ -148,9 +148,9 @@ void check_rows(std::string_view name, const ConstTensorView& view) {
 void check_no_overlap(std::string_view name, const ConstTensorView& view) {
   if (is_empty(view)) return;
   struct Step {
-    std::int64_t stride;
-    std::int64_t extent;
-    int dim;
+    std::int64_t stride = std::numeric_limits<std::int64_t>::max();
+    std::int64_t extent = 0;
+    int dim = 0;
   };
   std::array<Step, kMaxRank> steps{};
   int count = 0;
@@ -159,7 +159,8 @@ void check_no_overlap(std::string_view name, const ConstTensorView& view) {
     const std::int64_t stride = view.strides[i];
     steps[count++] = {stride < 0 ? -stride : stride, view.shape[i], i};
   }
-  std::sort(steps.begin(), steps.begin() + count,
+  // Unused steps have the largest stride, so that the whole array can be sorted.
+  std::sort(steps.begin(), steps.end(),
             [](const Step& a, const Step& b) { return a.stride < b.stride; });
   std::int64_t span = 1;  // elements that the faster dimensions reach over
   for (int i = 0; i < count; ++i) {

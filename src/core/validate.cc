@@ -130,6 +130,12 @@ void validate_workspace(const TensorView& workspace, std::int64_t bytes, const D
   }
 }
 
+void validate_device(const Backend& backend, std::string_view what, const Device& device) {
+  if (device.type == backend.device_type()) return;
+  refuse("{} is on {}, backend {} runs on {}", what, to_string(device), backend.name(),
+         to_string(Device{backend.device_type(), 0}));
+}
+
 void validate_params(const PlanKey& key, const AttentionParams& params, DType output_dtype) {
   if (!std::isfinite(params.scale)) refuse("scale is {}, expected a finite number", params.scale);
   if (!std::isfinite(params.soft_cap)) {

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "diffkv/attention.h"
+#include "diffkv/backend.h"
 #include "diffkv/batch.h"
 #include "diffkv/cache.h"
 #include "diffkv/plan.h"
@@ -39,6 +41,10 @@ void validate_merge(const AttnState& a, const AttnState& b, const ConstTensorVie
                     const TensorView& output, const TensorView& lse);
 
 void validate_output(const TensorView& output);  // of fill_zero
+
+// Tensors that a backend is given are on its kind of device. `what` stands for all of them; the
+// other rules hold a call's tensors on one device.
+void validate_device(const Backend& backend, std::string_view what, const Device& device);
 
 // A layer's constants against its key (before there is a batch).
 void validate_params(const PlanKey& key, const AttentionParams& params, DType output_dtype);

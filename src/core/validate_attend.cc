@@ -84,7 +84,8 @@ void check_planned(const Batch& batch, const Plan& plan) {
     refuse("the batch has num_actual_tokens {}, the plan was made for {}", batch.num_actual_tokens,
            tables.num_tokens);
   }
-  if (batch.query_start_loc.device.type != DeviceType::kCpu) return;
+  check_device("query_start_loc", batch.query_start_loc.device, "the plan", plan.device());
+  if (plan.device().type != DeviceType::kCpu) return;
   const auto compare = [](std::string_view name, const ConstTensorView& view,
                           const std::int32_t* planned, std::string_view what) {
     const auto* values = static_cast<const std::int32_t*>(view.data);

@@ -23,7 +23,8 @@ void check_plane(std::string_view name, const KvCacheView& cache, const KvPlane&
   check_rows(name, tensor);
 }
 
-void check_kv_scale(std::string_view name, const KvCacheView& cache, const ConstTensorView& scale) {
+void check_kv_scale(std::string_view name, const KvCacheView& cache, DType stored,
+                    const ConstTensorView& scale) {
   if (!scale.given()) return;
   check_tensor(name, scale, DType::kF32, {any_extent("elements")});
   if (scale.shape[0] != 1 && scale.shape[0] != cache.num_kv_heads) {
@@ -31,6 +32,10 @@ void check_kv_scale(std::string_view name, const KvCacheView& cache, const Const
            cache.num_kv_heads);
   }
   check_device(name, scale.device, "the cache", cache.device);
+  if (!is_fp8(stored)) {
+    refuse("{} is given and what it scales is stored as {}, expected it with fp8 only", name,
+           to_string(stored));
+  }
 }
 
 // New keys or values: any plain type is converted on the way, fp8 is copied.
@@ -73,8 +78,8 @@ void validate_cache(const KvCacheView& cache) {
   check_head_size("the cache's head_size_v", cache.head_size_v);
   check_plane("cache.key", cache, cache.key, cache.head_size_qk);
   check_plane("cache.value", cache, cache.value, cache.head_size_v);
-  check_kv_scale("k_scale", cache, cache.k_scale);
-  check_kv_scale("v_scale", cache, cache.v_scale);
+  check_kv_scale("k_scale", cache, cache.key.dtype, cache.k_scale);
+  check_kv_scale("v_scale", cache, cache.value.dtype, cache.v_scale);
 }
 
 void validate_update_cache(const ConstTensorView& key, const ConstTensorView& value,

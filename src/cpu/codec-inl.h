@@ -30,20 +30,20 @@ inline constexpr bool kWidensF16 = HWY_TARGET <= HWY_AVX2;
 inline constexpr bool kWidensF16 = true;
 #endif
 
-template <DType kDType>
-HWY_INLINE RowVec load_lanes(const void* row, std::int64_t i) {
-  const RowTag d;
-  const hn::Rebind<std::uint32_t, RowTag> du32;
-  const hn::Rebind<std::uint16_t, RowTag> du16;
-  const hn::Rebind<std::uint8_t, RowTag> du8;
-  const hn::Rebind<hwy::float16_t, RowTag> df16;
+// Elements i .. i + Lanes(d) of a row.
+template <DType kDType, class D>
+HWY_INLINE hn::Vec<D> load_lanes(D d, const void* row, std::int64_t i) {
+  const hn::Rebind<std::uint32_t, D> du32;
+  const hn::Rebind<std::uint16_t, D> du16;
+  const hn::Rebind<std::uint8_t, D> du8;
+  const hn::Rebind<hwy::float16_t, D> df16;
   if constexpr (kDType == DType::kF32) {
     return hn::LoadU(d, static_cast<const float*>(row) + i);
   } else if constexpr (kDType == DType::kBF16) {
     const auto x = hn::LoadU(du16, static_cast<const std::uint16_t*>(row) + i);
     return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du32, x)));
   } else if constexpr (!kWidensF16) {
-    HWY_ALIGN float lanes[8];
+    HWY_ALIGN float lanes[hn::MaxLanes(d)];
     for (std::size_t lane = 0; lane < hn::MaxLanes(d); ++lane) {
       lanes[lane] = core::load_element(kDType, row, i + static_cast<std::int64_t>(lane));
     }
@@ -89,7 +89,7 @@ template <DType kDType>
 HWY_INLINE void load_row(const void* row, std::int64_t n, float* HWY_RESTRICT dst) {
   const RowTag d;
   for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
-    hn::StoreU(load_lanes<kDType>(row, i), d, dst + i);
+    hn::StoreU(load_lanes<kDType>(d, row, i), d, dst + i);
   }
 }
 

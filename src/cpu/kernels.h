@@ -12,6 +12,8 @@ namespace diffkv::cpu {
 
 // Rows of a decode tile: a group of heads of one token, or a few tokens of a smaller group.
 inline constexpr std::int32_t kDecodeRows = 16;
+// Tiles of at most so many rows take the narrow path.
+inline constexpr std::int32_t kNarrowRows = 8;
 // Rows of a prefill tile: two register blocks of 3 vectors at 16 lanes, four at 8.
 inline constexpr std::int32_t kPrefillRows = 96;
 // Keys that are converted, scored and summed at a time.

@@ -1,7 +1,6 @@
 // The SIMD targets the CPU kernels are built for; included before any Highway header.
-// SSSE3 gains nothing over SSE4 and the portable fallback here. The kernels keep arrays of vectors in
-// registers, which targets of a length unknown at compile time do not allow.
+// SSSE3 gains nothing over SSE4 and the portable fallback here. The kernels keep arrays of vectors
+// in registers, which targets of a length unknown at compile time do not allow.
 #pragma once
 
-#define HWY_DISABLED_TARGETS \
-  (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)

@@ -1,13 +1,17 @@
 // Workspace layout, host planner, and the plan as a list.
 #include "diffkv/plan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/validate.h"
 #include "diffkv/backend.h"
+#include "diffkv/error.h"
 #include "plan/host_plan.h"
 #include "plan/schedule.h"
 
@@ -77,7 +81,14 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
   if (key.policy == SchedulePolicy::kBatchInvariant) {
     tables.slot_before = layout.take<std::int32_t>(maxima.max_seqs + 1);
   }
-  tables.num_slots = static_cast<std::int32_t>(slot_capacity(key, limits, maxima));
+  const std::int64_t slots = slot_capacity(key, limits, maxima);
+  if (slots > std::numeric_limits<std::int32_t>::max() / tables.partial_rows) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("max_tokens {}, max_seqs {} and max_seq_len {} need {} partials, more "
+                            "than a batch-invariant plan can number",
+                            maxima.max_tokens, maxima.max_seqs, maxima.max_seq_len, slots));
+  }
+  tables.num_slots = static_cast<std::int32_t>(slots);
   tables.partial_stride =
       static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(key.head_size_v)));
   const std::int64_t rows = std::int64_t{tables.num_slots} * tables.partial_rows;
@@ -145,10 +156,12 @@ Plan make_plan(const Backend& backend, const PlanKey& key, const PlanMaxima& max
                const Batch& batch, const TensorView& workspace, Stream stream) {
   core::validate_key(key);
   core::validate_maxima(key, maxima);
+  core::validate_device(backend, "query_start_loc", batch.query_start_loc.device);
   core::validate_batch(key, maxima, batch);
   Plan plan;
   plan.key_ = key;
   plan.limits_ = backend.limits(key);
+  plan.device_ = batch.query_start_loc.device;
   Layout layout(workspace.data);
   plan.tables_ = lay_out(key, plan.limits_, maxima, layout);
   core::validate_workspace(workspace, layout.bytes(), batch.query_start_loc.device);

@@ -46,19 +46,13 @@ struct Format {
     return by_definition(code, exponent_bits, mantissa_bits, ieee);
   }
   float decode(std::uint32_t code) const {
-    const std::uint16_t wide = static_cast<std::uint16_t>(code);
-    const std::uint8_t narrow = static_cast<std::uint8_t>(code);
-    return size_of(dtype) == 2 ? load_element(dtype, &wide, 0) : load_element(dtype, &narrow, 0);
+    // Little-endian: the code is the first element of any narrower type.
+    return load_element(dtype, &code, 0);
   }
   std::uint32_t encode(float x) const {
-    std::uint16_t wide = 0;
-    std::uint8_t narrow = 0;
-    if (size_of(dtype) == 2) {
-      store_row(dtype, &x, 1, &wide);
-      return wide;
-    }
-    store_row(dtype, &x, 1, &narrow);
-    return narrow;
+    std::uint32_t code = 0;
+    store_row(dtype, &x, 1, &code);
+    return code;
   }
 };
 

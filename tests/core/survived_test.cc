@@ -209,6 +209,7 @@ TEST(Survived, EveryOption) {
   call.params.soft_cap = -1.0F;
   call.params.output_scale = view_of(ones, {1});
   call.args.output.dtype = DType::kE4M3;
+  call.key.key_dtype = call.args.cache.key.dtype = DType::kE4M3;
   call.args.cache.k_scale = view_of(ones, {2});
   call.replan();
   expect_attended(call);
@@ -251,6 +252,34 @@ TEST(OnADevice, IndicesAreNotRead) {
                                there(DType::kF16, {2, 2, 16}), call.args.cache,
                                there(DType::kI64, {2})));
   EXPECT_EQ(backend.writes(), 3);
+}
+
+// Tensors of another device than the backend's are refused, for the backend would follow their
+// addresses.
+TEST(OnADevice, NotByAnotherBackend) {
+  const Device device{DeviceType::kCuda, 0};
+  UpdateCall update;
+  update.cache.device = update.key.device = update.value.device = update.slot_mapping.device =
+      device;
+  expect_refused(update.memory, update.backend, ErrorCode::kInvalidArgument, {"cuda:0"},
+                 [&] { update.update(); });
+  MergeCall merge;
+  for (ConstTensorView* view :
+       {&merge.a.output, &merge.a.lse, &merge.b.output, &merge.b.lse, &merge.sinks}) {
+    view->device = device;
+  }
+  merge.output.device = merge.lse.device = device;
+  expect_refused(merge.memory, merge.backend, ErrorCode::kInvalidArgument, {"cuda:0"},
+                 [&] { merge.merge(); });
+  expect_refused(merge.memory, merge.backend, ErrorCode::kInvalidArgument, {"cuda:0"},
+                 [&] { fill_zero(merge.backend, merge.output); });
+  AttendCall attend;
+  for (ConstTensorView* view : {&attend.args.batch.query_start_loc, &attend.args.batch.seq_lens,
+                                &attend.args.batch.block_table}) {
+    view->device = device;
+  }
+  expect_refused(attend.memory, attend.backend, ErrorCode::kInvalidArgument, {"cuda:0"},
+                 [&] { attend.make_plan_now(); });
 }
 
 }  // namespace

@@ -207,7 +207,7 @@ const std::vector<Row> kTensorRows = {
      [](AttendCall& c) {
        c.args.cache.device = {DeviceType::kCuda, 0};
      },
-     {"the cache is on cuda:0", "query is on cpu"}},
+     {"the cache is on cuda:0", "runs on cpu"}},
     {"LseElsewhere",
      [](AttendCall& c) {
        c.args.lse.device = {DeviceType::kCuda, 3};

@@ -1,14 +1,14 @@
-// The arithmetic of one tile on one block of keys, for the target being compiled. Query rows are
-// the vector lanes throughout: scores, probabilities and the accumulator are stored [.., rows], so
-// the softmax needs no horizontal operation, and each key and value element is broadcast from
-// memory into a fused multiply-add. A row group is up to kGroupVectors vectors of rows.
+// The arithmetic of a tile of many rows on one block of keys, for the target being compiled. Query
+// rows are the vector lanes throughout: scores, probabilities and the accumulator are stored [..,
+// rows], so the softmax needs no horizontal operation, and each key and value element is broadcast
+// from memory into a fused multiply-add. A row group is up to kGroupVectors vectors of rows.
 
 // Per-target include guard.
-#if defined(DIFFKV_CPU_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef DIFFKV_CPU_TILE_INL_H_
-#undef DIFFKV_CPU_TILE_INL_H_
+#if defined(DIFFKV_CPU_WIDE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef DIFFKV_CPU_WIDE_INL_H_
+#undef DIFFKV_CPU_WIDE_INL_H_
 #else
-#define DIFFKV_CPU_TILE_INL_H_
+#define DIFFKV_CPU_WIDE_INL_H_
 #endif
 
 #include <cstdint>
@@ -16,6 +16,7 @@
 
 #include "core/softmax.h"
 #include "cpu/kernels.h"
+#include "cpu/tile_base.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
@@ -65,16 +66,12 @@ HWY_INLINE LaneVec exp_nonpositive(LaneVec x) {
 
 // One row group's place in a tile's scratch; `width` = vectors * kLanes.
 struct GroupBuffers {
-  const float* query = nullptr;              // [head_size_qk, width], scaled
-  float* acc = nullptr;                      // [head_size_v, width]
-  float* scores = nullptr;                   // [kBlockKeys, width], then probabilities
-  float* max = nullptr;                      // [width]
-  float* sum = nullptr;                      // [width]
-  const std::int32_t* prefix_end = nullptr;  // [width], keys the row sees: core::RowKeys
-  const std::int32_t* begin = nullptr;       // [width]
-  const std::int32_t* end = nullptr;         // [width]
-  const std::int32_t* position = nullptr;    // [width], p
-  const float* slope = nullptr;              // [width], ALiBi
+  const float* query = nullptr;  // [head_size_qk, width], scaled
+  float* acc = nullptr;          // [head_size_v, width]
+  float* scores = nullptr;       // [kBlockKeys, width], then probabilities
+  float* max = nullptr;          // [width]
+  float* sum = nullptr;          // [width]
+  RowInfo rows;                  // [width] each
 };
 
 // What is done to the scores of a block besides scaling.
@@ -83,6 +80,8 @@ struct ScoreRules {
   bool alibi = false;
   bool alibi_sqrt = false;
   std::int32_t context_len = 0;
+
+  bool any() const { return soft_cap > 0.0F || alibi; }
 };
 
 // scores[key, row] = sum over d of key[key, d] * query[d, row], for keys padded to kKeyPadding.
@@ -118,27 +117,29 @@ HWY_NOINLINE void score_block(const GroupBuffers& group, const float* HWY_RESTRI
   }
 }
 
+// cap * tanh(s / cap); NaN stays NaN.
+HWY_INLINE LaneVec soft_cap(float cap, LaneVec s) {
+  const LaneTag d;
+  const LaneVec x = hn::Mul(s, hn::Set(d, 1.0F / cap));
+  return hn::IfThenElse(hn::IsNaN(x), x, hn::Mul(hn::Set(d, cap), hn::Tanh(d, x)));
+}
+
 // Soft cap and ALiBi on the scores of keys first_key .. first_key + num_keys - 1.
 HWY_INLINE void apply_rules(const ScoreRules& rules, const GroupBuffers& group, std::int64_t width,
                             std::int32_t first_key, std::int64_t num_keys) {
   const LaneTag d;
   const IntTag di;
-  const LaneVec cap = hn::Set(d, rules.soft_cap);
-  const LaneVec inverse_cap = hn::Set(d, 1.0F / rules.soft_cap);
   for (std::int64_t k = 0; k < num_keys; ++k) {
     const std::int32_t key = first_key + static_cast<std::int32_t>(k);
     for (std::int64_t r = 0; r < width; r += kLanes) {
       float* HWY_RESTRICT at = group.scores + k * width + r;
       LaneVec s = hn::Load(d, at);
-      if (rules.soft_cap > 0.0F) {
-        const LaneVec x = hn::Mul(s, inverse_cap);
-        s = hn::IfThenElse(hn::IsNaN(x), x, hn::Mul(cap, hn::Tanh(d, x)));
-      }
+      if (rules.soft_cap > 0.0F) s = soft_cap(rules.soft_cap, s);
       if (rules.alibi) {
-        const LaneVec slope = hn::Load(d, group.slope + r);
+        const LaneVec slope = hn::Load(d, group.rows.slope + r);
         if (rules.alibi_sqrt) {
-          const auto distance =
-              hn::Max(hn::Sub(hn::Load(di, group.position + r), hn::Set(di, key)), hn::Zero(di));
+          const auto distance = hn::Max(
+              hn::Sub(hn::Load(di, group.rows.position + r), hn::Set(di, key)), hn::Zero(di));
           s = hn::NegMulAdd(slope, hn::Sqrt(hn::ConvertTo(d, distance)), s);
         } else {
           s = hn::MulAdd(slope, hn::Set(d, static_cast<float>(key - rules.context_len)), s);
@@ -156,9 +157,9 @@ HWY_INLINE void apply_mask(const GroupBuffers& group, std::int64_t width, std::i
   const IntTag di;
   const LaneVec hidden = hn::Set(d, core::kNegInf);
   for (std::int64_t r = 0; r < width; r += kLanes) {
-    const auto prefix_end = hn::Load(di, group.prefix_end + r);
-    const auto begin = hn::Load(di, group.begin + r);
-    const auto end = hn::Load(di, group.end + r);
+    const auto prefix_end = hn::Load(di, group.rows.prefix_end + r);
+    const auto begin = hn::Load(di, group.rows.begin + r);
+    const auto end = hn::Load(di, group.rows.end + r);
     for (std::int64_t k = 0; k < num_keys; ++k) {
       const auto key = hn::Set(di, first_key + static_cast<std::int32_t>(k));
       const auto in_window = hn::AndNot(hn::Lt(key, begin), hn::Lt(key, end));

@@ -1,0 +1,276 @@
+// The arithmetic of a tile of few rows, for the target being compiled. One vector of rows would be
+// mostly empty, so here the head dimension is the vector lanes of the products, keys are those of
+// the softmax, and keys and values are converted in registers, each once.
+
+// Per-target include guard.
+#if defined(DIFFKV_CPU_NARROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef DIFFKV_CPU_NARROW_INL_H_
+#undef DIFFKV_CPU_NARROW_INL_H_
+#else
+#define DIFFKV_CPU_NARROW_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "core/softmax.h"
+#include "cpu/codec-inl.h"
+#include "cpu/kernels.h"
+#include "cpu/tile_base.h"
+#include "cpu/wide-inl.h"
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace diffkv::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Accumulators that fit the registers beside their operands.
+inline constexpr int kNarrowAccs = kLanes == 16 ? 16 : 8;
+inline constexpr std::int64_t kCacheLine = 64;
+
+// Elements of a row rounded up to whole vectors; the rest of a query or accumulator row is zeros.
+constexpr std::int64_t padded_to_lanes(std::int64_t n) {
+  return (n + kLanes - 1) / kLanes * kLanes;
+}
+
+// Elements i .. i + kLanes of a row of n (a multiple of 8), zeros past its end.
+template <DType kDType, class D>
+HWY_INLINE hn::Vec<D> load_padded(D d, const std::byte* row, std::int64_t i,
+                                  [[maybe_unused]] std::int64_t n) {
+#if HWY_TARGET != HWY_SCALAR  // which has one lane and no halves
+  if constexpr (hn::MaxLanes(D()) == 16) {
+    if (n - i < 16) {
+      return hn::ZeroExtendVector(d, load_lanes<kDType>(hn::Half<D>(), row, i));
+    }
+  }
+#endif
+  return load_lanes<kDType>(d, row, i);
+}
+
+HWY_INLINE void prefetch_row(const std::byte* row, std::int64_t bytes) {
+  for (std::int64_t at = 0; at < bytes; at += kCacheLine) hwy::Prefetch(row + at);
+}
+
+#if HWY_TARGET == HWY_SCALAR
+HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
+  for (int i = 0; i < kNarrowAccs; ++i) sums[i] = hn::GetLane(acc[i]);
+}
+#else
+// The sum of all 128-bit blocks of v, stored as 4 floats.
+template <class D>
+HWY_INLINE void store_block_sum(D d, hn::Vec<D> v, float* HWY_RESTRICT to) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    hn::Store(v, d, to);
+  } else {
+    const hn::Half<D> half;
+    store_block_sum(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+  }
+}
+
+// sums[i] = sum of the lanes of acc[i], transposing while adding: four vectors become one that
+// holds in every 128-bit block their four sums over that block.
+HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
+  const LaneTag d;
+  const hn::Repartition<double, LaneTag> pairs;
+  for (int i = 0; i < kNarrowAccs; i += 4) {
+    const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, acc[i], acc[i + 1]),
+                                               hn::InterleaveUpper(d, acc[i], acc[i + 1])));
+    const auto cd = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, acc[i + 2], acc[i + 3]),
+                                               hn::InterleaveUpper(d, acc[i + 2], acc[i + 3])));
+    store_block_sum(d,
+                    hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, cd)),
+                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab, cd))),
+                    sums + i);
+  }
+}
+#endif
+
+// scores[row, key] = sum over d of query[row, d] * key[key, d]. query: [kRows, padded
+// head_size_qk], scores: [kRows, kBlockKeys]. The rows of `next` are prefetched on the way.
+template <int kRows, DType kDType>
+HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows& rows,
+                               const BlockRows& next, std::int64_t head_size_qk,
+                               float* HWY_RESTRICT scores) {
+  constexpr int kKeys = kNarrowAccs / kRows;
+  const LaneTag d;
+  const std::int64_t padded = padded_to_lanes(head_size_qk);
+  for (std::int64_t k = 0; k < rows.count(); k += kKeys) {
+    LaneVec acc[kNarrowAccs];
+    HWY_UNROLL(16)
+    for (LaneVec& v : acc) v = hn::Zero(d);
+    const std::byte* const* at = rows.key.data() + k;
+    for (std::int64_t i = 0; i < head_size_qk; i += kLanes) {
+      LaneVec key[kKeys];
+      HWY_UNROLL(16)
+      for (int j = 0; j < kKeys; ++j) key[j] = load_padded<kDType>(d, at[j], i, head_size_qk);
+      HWY_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) {
+        const LaneVec q = hn::Load(d, query + r * padded + i);
+        HWY_UNROLL(16)
+        for (int j = 0; j < kKeys; ++j) {
+          acc[r * kKeys + j] = hn::MulAdd(q, key[j], acc[r * kKeys + j]);
+        }
+      }
+    }
+    for (int j = 0; j < kKeys; ++j) {
+      prefetch_row(next.key[static_cast<std::size_t>(k + j)], head_size_qk * size_of(kDType));
+    }
+    HWY_ALIGN float sums[kNarrowAccs];
+    sum_lanes(acc, sums);
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = 0; j < kKeys; ++j) scores[r * kBlockKeys + k + j] = sums[r * kKeys + j];
+    }
+  }
+}
+
+// Soft cap and ALiBi on one row's scores; keys first_key + k.
+HWY_INLINE void apply_rules_to_row(const ScoreRules& rules, float slope, std::int32_t position,
+                                   std::int32_t first_key, std::int64_t num_keys,
+                                   float* HWY_RESTRICT scores) {
+  const LaneTag d;
+  const IntTag di;
+  for (std::int64_t k = 0; k < num_keys; k += kLanes) {
+    const auto key = hn::Iota(di, first_key + static_cast<std::int32_t>(k));
+    LaneVec s = hn::Load(d, scores + k);
+    if (rules.soft_cap > 0.0F) s = soft_cap(rules.soft_cap, s);
+    if (rules.alibi_sqrt) {
+      const auto distance = hn::Max(hn::Sub(hn::Set(di, position), key), hn::Zero(di));
+      s = hn::NegMulAdd(hn::Set(d, slope), hn::Sqrt(hn::ConvertTo(d, distance)), s);
+    } else if (rules.alibi) {
+      const auto distance = hn::Sub(key, hn::Set(di, rules.context_len));
+      s = hn::MulAdd(hn::Set(d, slope), hn::ConvertTo(d, distance), s);
+    }
+    hn::Store(s, d, scores + k);
+  }
+}
+
+// -inf where the row does not see the key, and for the padding up to whole vectors.
+HWY_INLINE void apply_mask_to_row(const core::RowKeys& sees, KeyRange range,
+                                  float* HWY_RESTRICT scores) {
+  const LaneTag d;
+  const IntTag di;
+  const std::int32_t end = std::min(sees.end, range.end);
+  const std::int32_t prefix_end = std::min(sees.prefix_end, range.end);
+  for (std::int32_t k = range.begin; k < range.end; k += static_cast<std::int32_t>(kLanes)) {
+    const auto key = hn::Iota(di, k);
+    const auto in_window =
+        hn::AndNot(hn::Lt(key, hn::Set(di, sees.begin)), hn::Lt(key, hn::Set(di, end)));
+    const auto seen = hn::Or(in_window, hn::Lt(key, hn::Set(di, prefix_end)));
+    float* HWY_RESTRICT at = scores + (k - range.begin);
+    hn::Store(hn::IfThenElse(hn::RebindMask(d, seen), hn::Load(d, at), hn::Set(d, core::kNegInf)),
+              d, at);
+  }
+}
+
+// One row's scores to probabilities, as softmax_block does. Returns the factor of what was
+// accumulated before.
+HWY_INLINE float softmax_row(float* HWY_RESTRICT scores, std::int64_t num_keys, bool mark_hidden,
+                             core::SoftmaxState& state) {
+  const LaneTag d;
+  const LaneVec hidden = hn::Set(d, core::kNegInf);
+  LaneVec max = hn::Set(d, state.max);
+  for (std::int64_t k = 0; k < num_keys; k += kLanes) max = hn::Max(hn::Load(d, scores + k), max);
+  max = hn::MaxOfLanes(d, max);
+  const LaneVec base = hn::IfThenElse(hn::Eq(max, hidden), hn::Zero(d), max);
+  LaneVec sum = hn::Zero(d);
+  for (std::int64_t k = 0; k < num_keys; k += kLanes) {
+    const LaneVec s = hn::Load(d, scores + k);
+    LaneVec p = exp_nonpositive(hn::Sub(s, base));
+    sum = hn::Add(sum, p);
+    if (mark_hidden) p = hn::IfThenElse(hn::Eq(s, hidden), hn::Set(d, -0.0F), p);
+    hn::Store(p, d, scores + k);
+  }
+  const float keep = hn::GetLane(exp_nonpositive(hn::Sub(hn::Set(d, state.max), base)));
+  state.sum = state.sum * keep + hn::GetLane(hn::SumOfLanes(d, sum));
+  state.max = hn::GetLane(max);
+  return keep;
+}
+
+// Columns [c, c + kVectors * kLanes) of acc[row] = acc[row] * keep[row] + sum over keys p * value.
+template <int kRows, int kVectors, DType kDType>
+HWY_INLINE void accumulate_columns(const BlockRows& rows, const float* HWY_RESTRICT p,
+                                   const float* HWY_RESTRICT keep, std::int64_t c,
+                                   std::int64_t head_size_v, float* HWY_RESTRICT acc) {
+  const LaneTag d;
+  LaneVec sum[kRows][kVectors];
+  HWY_UNROLL(8)
+  for (auto& row : sum) {
+    for (LaneVec& v : row) v = hn::Zero(d);
+  }
+  for (std::int64_t k = 0; k < rows.count(); ++k) {
+    const std::byte* row = rows.value[static_cast<std::size_t>(k)];
+    LaneVec value[kVectors];
+    HWY_UNROLL(8)
+    for (int v = 0; v < kVectors; ++v) {
+      value[v] = load_padded<kDType>(d, row, c + v * kLanes, head_size_v);
+    }
+    HWY_UNROLL(8)
+    for (int r = 0; r < kRows; ++r) {
+      const LaneVec weight = hn::Set(d, p[r * kBlockKeys + k]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(weight, value[v], sum[r][v]);
+    }
+  }
+  const std::int64_t padded = padded_to_lanes(head_size_v);
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      float* HWY_RESTRICT at = acc + r * padded + c + v * kLanes;
+      hn::Store(hn::MulAdd(hn::Load(d, at), hn::Set(d, keep[r]), sum[r][v]), d, at);
+    }
+  }
+}
+
+// acc: [kRows, padded head_size_v]; p: [kRows, kBlockKeys].
+template <int kRows, DType kDType>
+HWY_NOINLINE void accumulate_narrow(const BlockRows& rows, const BlockRows& next,
+                                    const float* HWY_RESTRICT p, const float* HWY_RESTRICT keep,
+                                    std::int64_t head_size_v, float* HWY_RESTRICT acc) {
+  constexpr int kVectors = std::min(kNarrowAccs / kRows, 8);
+  for (std::int64_t k = 0; k < next.count(); ++k) {
+    prefetch_row(next.value[static_cast<std::size_t>(k)], head_size_v * size_of(kDType));
+  }
+  std::int64_t c = 0;
+  for (; c + kVectors * kLanes <= head_size_v; c += kVectors * kLanes) {
+    accumulate_columns<kRows, kVectors, kDType>(rows, p, keep, c, head_size_v, acc);
+  }
+  for (; c < head_size_v; c += kLanes) {
+    accumulate_columns<kRows, 1, kDType>(rows, p, keep, c, head_size_v, acc);
+  }
+}
+
+// The same leaving out hidden keys (marked -0), for blocks with a NaN or infinite value.
+template <DType kDType>
+HWY_INLINE void accumulate_visible_narrow(const BlockRows& rows, const float* HWY_RESTRICT p,
+                                          float keep, std::int64_t head_size_v,
+                                          float* HWY_RESTRICT acc) {
+  for (std::int64_t c = 0; c < head_size_v; ++c) {
+    acc[c] *= keep;
+    for (std::int64_t k = 0; k < rows.count(); ++k) {
+      if (core::bits_of(p[k]) == core::bits_of(-0.0F)) continue;
+      acc[c] += p[k] * core::load_element(kDType, rows.value[static_cast<std::size_t>(k)], c);
+    }
+  }
+}
+
+// Whether every value of the block is finite.
+template <DType kDType>
+HWY_INLINE bool values_finite(const BlockRows& rows, std::int64_t head_size_v) {
+  const RowTag d;
+  RowVec zeros = hn::Zero(d);  // NaN once an infinity or a NaN was multiplied by zero
+  for (std::int64_t k = 0; k < rows.count(); ++k) {
+    const std::byte* row = rows.value[static_cast<std::size_t>(k)];
+    for (std::int64_t c = 0; c < head_size_v; c += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+      zeros = hn::MulAdd(load_lanes<kDType>(d, row, c), hn::Zero(d), zeros);
+    }
+  }
+  return hn::AllFalse(d, hn::IsNaN(zeros));
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace diffkv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

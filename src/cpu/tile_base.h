@@ -1,0 +1,242 @@
+// What every kind of tile needs around its arithmetic: where rows and keys are, what each row sees,
+// where results go. Plain code, the same for all SIMD targets.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/mask.h"
+#include "core/softmax.h"
+#include "cpu/kernels.h"
+#include "cpu/row_io.h"
+#include "diffkv/attention.h"
+
+namespace diffkv::cpu {
+
+// Hands out a thread's scratch in 64-byte pieces.
+class Scratch {
+ public:
+  explicit Scratch(std::byte* base) : at_(base) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    T* piece = reinterpret_cast<T*>(at_);
+    at_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return piece;
+  }
+
+ private:
+  std::byte* at_;
+};
+
+// Where the keys and values of a block are.
+struct BlockRows {
+  KeyRange range;
+  // Past the block's end the last row is repeated, so that loops may run over whole steps of keys.
+  std::array<const std::byte*, kBlockKeys> key;
+  std::array<const std::byte*, kBlockKeys> value;
+
+  std::int64_t count() const { return std::int64_t{range.end} - range.begin; }
+};
+
+// The keys of one sequence and KV head.
+class KeySource {
+ public:
+  KeySource(const AttendArgs& args, std::int32_t seq, std::int64_t head) : cache_(args.cache) {
+    key_ = plane_at(cache_.key, head);
+    value_ = plane_at(cache_.value, head);
+    if (cache_.dense) {
+      const ConstTensorView& start = args.batch.kv_start;
+      first_token_ = static_cast<const std::int32_t*>(start.data)[seq * start.strides[0]];
+    } else {
+      const ConstTensorView& table = args.batch.block_table;
+      blocks_ = static_cast<const std::int32_t*>(table.data) + seq * table.strides[0];
+    }
+  }
+
+  // Finds the rows of a range of at most kBlockKeys keys.
+  void locate(KeyRange range, BlockRows& rows) const {
+    rows.range = range;
+    std::int64_t k = 0;
+    for (std::int64_t key = range.begin; key < range.end;) {
+      std::int64_t block = 0;
+      std::int64_t offset = first_token_ + key;
+      std::int64_t stop = range.end;
+      if (blocks_ != nullptr) {
+        const std::int64_t logical = key / cache_.block_size;
+        offset = key - logical * cache_.block_size;
+        stop = std::min<std::int64_t>(stop, (logical + 1) * cache_.block_size);
+        // Ids are validated; the clamp only keeps a table changed behind our back from faulting.
+        block = std::clamp<std::int64_t>(blocks_[logical], 0, cache_.num_blocks - 1);
+      }
+      const std::byte* at_key = key_.base + block * key_.block + offset * key_.token;
+      const std::byte* at_value = value_.base + block * value_.block + offset * value_.token;
+      for (; key < stop; ++key, ++k, at_key += key_.token, at_value += value_.token) {
+        rows.key[static_cast<std::size_t>(k)] = at_key;
+        rows.value[static_cast<std::size_t>(k)] = at_value;
+      }
+    }
+    const auto used = static_cast<std::size_t>(k);
+    std::fill(rows.key.begin() + used, rows.key.end(), rows.key[used - 1]);
+    std::fill(rows.value.begin() + used, rows.value.end(), rows.value[used - 1]);
+  }
+
+ private:
+  // A plane of one head, in bytes.
+  struct HeadPlane {
+    const std::byte* base = nullptr;
+    std::int64_t block = 0;
+    std::int64_t token = 0;
+  };
+
+  static HeadPlane plane_at(const KvPlane& plane, std::int64_t head) {
+    const std::int64_t bytes = size_of(plane.dtype);
+    return {static_cast<const std::byte*>(plane.data) + head * plane.stride_head * bytes,
+            plane.stride_block * bytes, plane.stride_token * bytes};
+  }
+
+  const KvCacheView& cache_;
+  HeadPlane key_;
+  HeadPlane value_;
+  const std::int32_t* blocks_ = nullptr;  // null: dense
+  std::int64_t first_token_ = 0;
+};
+
+// Per row what it sees and what its scores depend on; arrays of the tile's rows rounded up, zeros
+// past them.
+struct RowInfo {
+  std::int32_t* prefix_end = nullptr;
+  std::int32_t* begin = nullptr;
+  std::int32_t* end = nullptr;
+  std::int32_t* position = nullptr;  // p
+  float* slope = nullptr;            // ALiBi
+};
+
+// One piece of a tile.
+class TileBase {
+ public:
+  TileBase(const AttendCall& call, const plan::Piece& piece)
+      : params_(*call.params),
+        args_(*call.args),
+        call_(call),
+        piece_(piece),
+        seq_(plan::seq_mask(call.schedule, piece.seq)),
+        source_(*call.args, piece.seq, piece.tile.kv_head) {}
+
+ protected:
+  std::int64_t num_rows() const { return piece_.tile.num_rows; }
+  // The row's query token within its sequence.
+  std::int32_t index_of(std::int64_t row) const {
+    return static_cast<std::int32_t>((piece_.tile.first_row + row) / call_.schedule.group);
+  }
+  std::int64_t token_of(std::int64_t row) const {
+    return std::int64_t{call_.schedule.tables.query_start_loc[piece_.seq]} + index_of(row);
+  }
+  std::int64_t head_of(std::int64_t row) const {
+    return std::int64_t{piece_.tile.kv_head} * call_.schedule.group +
+           (piece_.tile.first_row + row) % call_.schedule.group;
+  }
+  const std::byte* query_of(std::int64_t row) const {
+    const ConstTensorView& query = args_.query;
+    return static_cast<const std::byte*>(query.data) +
+           (token_of(row) * query.strides[0] + head_of(row) * query.strides[1]) *
+               size_of(query.dtype);
+  }
+  // What the query is multiplied with before its products.
+  float query_scale() const {
+    const float q_scale =
+        params_.q_scale.given() ? *static_cast<const float*>(params_.q_scale.data) : 1.0F;
+    return params_.scale * q_scale * scale_of(args_.cache.k_scale, piece_.tile.kv_head);
+  }
+
+  void find_rows(std::int64_t width, Scratch& take) {
+    for (std::int32_t** array : {&info_.prefix_end, &info_.begin, &info_.end, &info_.position}) {
+      *array = take.take<std::int32_t>(width);
+      std::fill_n(*array, width, 0);
+    }
+    info_.slope = take.take<float>(width);
+    std::fill_n(info_.slope, width, 0.0F);
+    all_see_.prefix_end = all_see_.end = seq_.seq_len;
+    for (std::int64_t row = 0; row < num_rows(); ++row) {
+      const core::RowKeys keys = core::row_keys(call_.schedule.mask, seq_, index_of(row));
+      info_.prefix_end[row] = keys.prefix_end;
+      info_.begin[row] = keys.begin;
+      info_.end[row] = keys.end;
+      info_.position[row] = static_cast<std::int32_t>(seq_.context_len()) + index_of(row);
+      if (params_.alibi_slopes.given()) {
+        info_.slope[row] = static_cast<const float*>(
+            params_.alibi_slopes.data)[head_of(row) * params_.alibi_slopes.strides[0]];
+      }
+      all_see_.prefix_end = std::min(all_see_.prefix_end, keys.prefix_end);
+      all_see_.begin = std::max(all_see_.begin, keys.begin);
+      all_see_.end = std::min(all_see_.end, keys.end);
+    }
+  }
+
+  // Whether no row is blind to a key of the range.
+  bool seen_by_all(KeyRange range) const {
+    return (range.begin >= all_see_.begin && range.end <= all_see_.end) ||
+           range.end <= all_see_.prefix_end;
+  }
+
+  // Adds qq_bias[i, j - context_len] to the scores of `count` rows from first_row on; score (key,
+  // row) is at scores[(key - range.begin) * key_stride + row * row_stride]. Returns whether any of
+  // the table was in reach.
+  bool add_qq_bias(KeyRange range, std::int64_t first_row, std::int64_t count, float* scores,
+                   std::int64_t key_stride, std::int64_t row_stride) const {
+    if (!params_.qq_bias.given()) return false;
+    const ConstTensorView& bias = params_.qq_bias;
+    const std::int64_t context_len = seq_.context_len();
+    const std::int64_t first = std::max<std::int64_t>(range.begin, context_len);
+    const std::int64_t last = std::min<std::int64_t>(range.end, context_len + bias.shape[1]);
+    for (std::int64_t row = 0; row < count; ++row) {
+      const std::int64_t i = index_of(first_row + row);
+      if (i >= bias.shape[0]) break;
+      for (std::int64_t key = first; key < last; ++key) {
+        const float x = core::load_element(
+            bias.dtype, bias.data, i * bias.strides[0] + (key - context_len) * bias.strides[1]);
+        float& score = scores[(key - range.begin) * key_stride + row * row_stride];
+        score = x == core::kNegInf ? x : score + x;  // -inf hides the key, whatever its score
+      }
+    }
+    return first < last;
+  }
+
+  // Where the row's accumulator goes: a partial, or `row_buffer` on its way to the output.
+  float* destination(std::int64_t row, float* row_buffer) const {
+    const detail::PlanTables& tables = call_.schedule.tables;
+    if (piece_.slot < 0) return row_buffer;
+    return tables.partial_acc + partial_row(row) * tables.partial_stride;
+  }
+
+  // Finishes a row whose accumulator is at destination().
+  void finish_row(std::int64_t row, core::SoftmaxState state, float* acc) const {
+    const detail::PlanTables& tables = call_.schedule.tables;
+    if (piece_.slot >= 0) {
+      tables.partial_max[partial_row(row)] = state.max;
+      tables.partial_sum[partial_row(row)] = state.sum;
+    } else if (token_of(row) < tables.num_tokens) {
+      write_row(call_, token_of(row), head_of(row), piece_.tile.kv_head, state, acc);
+    }
+  }
+
+  const AttentionParams& params_;
+  const AttendArgs& args_;
+  const AttendCall& call_;
+  const plan::Piece& piece_;
+  core::SeqMask seq_;
+  KeySource source_;
+  RowInfo info_;
+
+ private:
+  std::int64_t partial_row(std::int64_t row) const {
+    return std::int64_t{piece_.slot} * call_.schedule.tables.partial_rows + row;
+  }
+
+  core::RowKeys all_see_;  // keys that every row sees
+};
+
+}  // namespace diffkv::cpu
