@@ -36,8 +36,7 @@ run_tests() {  # PRESET [CTEST ARGUMENT...]
   fi
   printf '\n=== %s: tests\n' "$preset"
   rm -f "$junit"
-  ctest --test-dir "build/$preset" -j "$jobs" --no-tests=error --progress \
-    --output-junit "$junit" "$@"
+  ctest --test-dir "build/$preset" -j "$jobs" --no-tests=error --output-junit "$junit" "$@"
   local status=$? total fails skips
   if [ ! -s "$junit" ]; then
     echo "test: ctest of $preset left no result (status $status)" >&2
