@@ -332,7 +332,9 @@ DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_cl
         past <= 0 ? 0 : static_cast<std::int32_t>((past + cls.block_cost / 2) / cls.block_cost);
     if (invariant && at.block > 0 && at.block < tile.num_blocks) {
       const std::int32_t range = tile.block_at(at.block) / cut.blocks_per_piece;
-      at.block = tile.blocks_below(range * cut.blocks_per_piece);
+      const std::int32_t below = tile.blocks_below(range * cut.blocks_per_piece);
+      const std::int32_t above = invariant_piece_end(cut, tile, at.block);
+      at.block = at.block - below < above - at.block ? below : above;
     }
     if (!invariant && at.block < cls.least_cut) at.block = 0;
     if (!invariant && tile.num_blocks - at.block < cls.least_cut) at.block = tile.num_blocks;

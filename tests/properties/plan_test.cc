@@ -190,8 +190,7 @@ std::int64_t blocks_of(const TileClass& cls, const WorkItem& item) {
 }
 
 // No worker has more than the mean and one thing that could not be cut: a cheap tile, or the least
-// pieces. With kBatchInvariant that is a piece between two fixed cuts, and half a piece more: a
-// share starts at the cut below its even start, but may end at the nearest end of a tile.
+// pieces. With kBatchInvariant that is a piece between two fixed cuts.
 TEST(PlanProperties, SharesAreEven) {
   for_plans(300, [](const Problem& problem, const Planned& planned) {
     const ScheduleLimits& limits = planned.plan.limits();
@@ -210,7 +209,7 @@ TEST(PlanProperties, SharesAreEven) {
       const std::int64_t share = total / cls.workers + 1;
       const std::int64_t least = cls.tile_cost + 2 * cls.least_cut * cls.block_cost;
       const std::int64_t uncut = problem.key.policy == SchedulePolicy::kBatchInvariant
-                                     ? largest + largest / 2
+                                     ? largest
                                      : std::max<std::int64_t>(share / cls.uncut_per_share, least);
       const std::int64_t most = *std::max_element(cost.begin(), cost.end());
       EXPECT_LE(most, share + uncut + cls.tile_cost)
