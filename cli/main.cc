@@ -25,6 +25,7 @@ constexpr const char* kFooter =
     "  diffkv check --suite full\n"
     "  diffkv plan --model mimo-v2-flash --tp 8 --seqs '1x8192*64,2048x8192'\n"
     "  diffkv replay examples/traces/sample.csv --verify 200\n"
+    "  diffkv bench --scenario 'decode_*'\n"
     "\n"
     "Exit codes: 0 right, 1 a result was wrong, 2 bad use or input.\n"
     "`diffkv COMMAND --help` explains a command.";
@@ -49,6 +50,7 @@ int run(int argc, char** argv) {
   diffkv::cli::add_check(app, exit_code);
   diffkv::cli::add_plan(app, exit_code);
   diffkv::cli::add_replay(app, exit_code);
+  diffkv::cli::add_bench(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& request) {  // --help, --version

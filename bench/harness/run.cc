@@ -1,0 +1,220 @@
+#include "bench/harness/run.h"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "bench/harness/workload.h"
+#include "diffkv/error.h"
+#include "replay/bandwidth.h"
+#include "replay/stats.h"
+
+namespace diffkv::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kLeastRepetitions = 5;
+constexpr int kMostRepetitions = 1000;
+// Of the plan and the cache update, which are short.
+constexpr int kSideRepetitions = 9;
+// Past these the run says that the machine was noisy.
+constexpr double kSpread = 0.10;
+constexpr double kReadRateLoss = 0.15;
+constexpr double kGemmRateChange = 0.05;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+template <class F>
+double seconds_of(F&& f) {
+  const auto start = Clock::now();
+  f();
+  return seconds_since(start);
+}
+
+std::string describe_layer(const Scenario& s) {
+  std::string text = fmt::format("{}/{} heads, {}/{}, {}", s.num_heads, s.num_kv_heads,
+                                 s.head_size_qk, s.head_size_v, to_string(s.dtype));
+  if (s.kv_dtype != s.dtype) text += fmt::format(", {} cache", to_string(s.kv_dtype));
+  text += s.block_size == 0 ? ", contiguous" : fmt::format(", pages of {}", s.block_size);
+  if (s.window > 0) text += fmt::format(", window {}", s.window);
+  if (s.sinks) text += ", sinks";
+  if (s.policy == SchedulePolicy::kBatchInvariant) text += ", batch_invariant";
+  return text;
+}
+
+// What pushes everything out of the caches and, by that, measures the rate of reading memory.
+class Flush {
+ public:
+  explicit Flush(std::int64_t bytes) {
+    for (std::int64_t done = 0; done < bytes; done += kPart) parts_.emplace_back(kPart);
+  }
+
+  std::int64_t bytes() const { return static_cast<std::int64_t>(parts_.size()) * kPart; }
+  double best_rate() const { return best_rate_; }
+
+  void operator()() {
+    for (replay::MemoryStream& part : parts_) {
+      rates_.push_back(part.read());
+      best_rate_ = std::max(best_rate_, rates_.back());
+    }
+  }
+
+  // Since it was last asked for.
+  double take_median_rate() {
+    const double median = replay::percentile(rates_, 50);
+    rates_.clear();
+    return median;
+  }
+
+ private:
+  // A pass over one part takes less than a millisecond: short enough that some are undisturbed on a
+  // machine that others use too.
+  static constexpr std::int64_t kPart = std::int64_t{16} << 20;
+
+  std::vector<replay::MemoryStream> parts_;
+  std::vector<double> rates_;
+  double best_rate_ = 0.0;
+};
+
+void time_scenario(Workload& workload, Flush& flush, const RunOptions& options,
+                   ScenarioResult& result) {
+  std::vector<double> plan;
+  std::vector<double> update;
+  for (int i = 0; i < kSideRepetitions; ++i) {
+    flush();
+    plan.push_back(seconds_of([&] { workload.make_plan(); }));
+    update.push_back(seconds_of([&] { workload.update_cache(); }));
+  }
+  std::vector<double> attend;
+  const auto start = Clock::now();
+  for (int i = 0; i < kMostRepetitions; ++i) {
+    if (i >= kLeastRepetitions && seconds_since(start) >= options.seconds) break;
+    flush();
+    attend.push_back(seconds_of([&] { workload.attend(); }));
+  }
+  result.plan = summarize(plan);
+  result.update = summarize(update);
+  result.attend = summarize(attend);
+  result.read_rate = flush.take_median_rate();
+}
+
+ScenarioResult run_scenario(const Backend& backend, const Scenario& scenario, Flush& flush,
+                            const RunOptions& options) {
+  ScenarioResult result;
+  result.name = scenario.name;
+  result.batch = describe_batch(scenario);
+  result.layer = describe_layer(scenario);
+  result.bytes = scenario.bytes();
+  result.flops = scenario.flops();
+  const Support support = backend.supports(Workload::problem_of(scenario));
+  result.supported = support.ok;
+  result.kernel = support.ok ? support.kernel : support.reason;
+  if (!result.supported) return result;
+  Workload workload(backend, scenario);
+  result.verification = workload.verify();
+  if (result.verification.ok()) {
+    time_scenario(workload, flush, options, result);
+  }
+  return result;
+}
+
+}  // namespace
+
+bool RunResult::all_right() const {
+  return std::all_of(scenarios.begin(), scenarios.end(), [](const ScenarioResult& result) {
+    return !result.supported || result.verification.ok();
+  });
+}
+
+double RunResult::read_floor_s(const ScenarioResult& result) const {
+  return read_rate > 0 ? result.bytes / read_rate : 0.0;
+}
+
+double RunResult::gemm_floor_s(const ScenarioResult& result) const {
+  return gemm_rate() > 0 ? result.flops / gemm_rate() : 0.0;
+}
+
+bool RunResult::read_was_slow(const ScenarioResult& result) const {
+  return result.attend.repetitions > 0 && result.read_rate > 0 &&
+         result.read_rate < read_rate * (1 - kReadRateLoss);
+}
+
+bool RunResult::is_noisy(const ScenarioResult& result) const {
+  return result.attend.spread() > kSpread || read_was_slow(result);
+}
+
+std::vector<std::string> RunResult::noise() const {
+  std::vector<std::string> found;
+  const double change = gemm_rate_after / gemm_rate_before - 1;
+  if (gemm_rate_before > 0 && (change > kGemmRateChange || change < -kGemmRateChange)) {
+    found.push_back(
+        fmt::format("the fp32 GEMM rate was {:.0f} GFLOP/s before the run and {:.0f} after it",
+                    gemm_rate_before / 1e9, gemm_rate_after / 1e9));
+  }
+  const ScenarioResult* widest = nullptr;
+  const ScenarioResult* slowest = nullptr;
+  int wide = 0;
+  int slow = 0;
+  for (const ScenarioResult& result : scenarios) {
+    if (result.attend.spread() > kSpread) {
+      ++wide;
+      if (widest == nullptr || result.attend.spread() > widest->attend.spread()) widest = &result;
+    }
+    if (read_was_slow(result)) {
+      ++slow;
+      if (slowest == nullptr || result.read_rate < slowest->read_rate) slowest = &result;
+    }
+  }
+  if (widest != nullptr) {
+    found.push_back(fmt::format(
+        "{} of {} scenarios: the middle half of the times spans more than {:.0f} % of the median, "
+        "most of {}: {:.0f} %",
+        wide, scenarios.size(), kSpread * 100, widest->name, widest->attend.spread() * 100));
+  }
+  if (slowest != nullptr) {
+    found.push_back(fmt::format(
+        "{} of {} scenarios: memory was read more than {:.0f} % slower meanwhile than at the best "
+        "of the run, slowest with {}: {:.1f} GB/s of {:.1f}",
+        slow, scenarios.size(), kReadRateLoss * 100, slowest->name, slowest->read_rate / 1e9,
+        read_rate / 1e9));
+  }
+  return found;
+}
+
+RunResult run(const Backend& backend, const std::vector<Scenario>& scenarios,
+              const RunOptions& options, const OnScenario& on_scenario) {
+  if (const Support available = backend.available(); !available) {
+    throw Error(ErrorCode::kUnavailable,
+                fmt::format("backend {} is not available: {}", backend.name(), available.reason));
+  }
+  if (backend.device_type() != DeviceType::kCpu) {
+    throw Error(ErrorCode::kUnavailable,
+                fmt::format("backend {} does not compute in host memory, which bench needs",
+                            backend.name()));
+  }
+  RunResult result;
+  result.backend = backend.name();
+  result.description = backend.description();
+  result.machine = this_machine();
+  result.date = fmt::format(
+      "{:%Y-%m-%dT%H:%M:%SZ}",
+      fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())));
+  result.seconds = options.seconds;
+  Flush flush(flush_bytes(result.machine));
+  result.flush_bytes = flush.bytes();
+  result.gemm_rate_before = measure_gemm_rate();
+  for (std::size_t i = 0; i < scenarios.size(); ++i) {
+    on_scenario(i);
+    result.scenarios.push_back(run_scenario(backend, scenarios[i], flush, options));
+  }
+  result.read_rate = flush.best_rate();
+  result.gemm_rate_after = measure_gemm_rate();
+  return result;
+}
+
+}  // namespace diffkv::bench

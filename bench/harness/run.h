@@ -1,0 +1,83 @@
+// Runs scenarios: verify first, then time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "bench/harness/machine.h"
+#include "bench/harness/scenario.h"
+#include "bench/harness/timing.h"
+#include "diffkv/backend.h"
+
+namespace diffkv::bench {
+
+struct RunOptions {
+  double seconds = 1.0;  // of repetitions of one scenario; it gets a few even if that takes longer
+};
+
+// What comparing with the reference gave.
+struct Verification {
+  std::int64_t rows = 0;  // (token, head) rows of the output that were compared
+  std::int64_t wrong = 0;
+  double worst_error = 0.0;  // |o - ref| / |ref|
+  double tolerance = 0.0;
+  std::string what;  // the first thing that was wrong, "" if nothing
+
+  bool ok() const { return what.empty(); }
+};
+
+struct ScenarioResult {
+  std::string name;
+  std::string batch;  // for people
+  std::string layer;  // for people
+  bool supported = false;
+  std::string kernel;  // the code path, or why the backend does not run it
+  Verification verification;
+  double bytes = 0.0;  // that attention must move
+  double flops = 0.0;
+  Timing attend;  // attend and combine of one layer; nothing was timed if the result was wrong
+  Timing plan;
+  Timing update;
+  double read_rate = 0.0;  // median bytes / s of reading memory, between the repetitions
+};
+
+struct RunResult {
+  std::string backend;      // name
+  std::string description;  // of the backend, for people
+  Machine machine;
+  std::string date;  // UTC, ISO 8601
+  double seconds = 0.0;
+  std::int64_t flush_bytes = 0;
+  double read_rate = 0.0;         // bytes / s, the best pass of the run
+  double gemm_rate_before = 0.0;  // flops / s
+  double gemm_rate_after = 0.0;
+  std::vector<ScenarioResult> scenarios;
+
+  double gemm_rate() const {
+    return gemm_rate_before > gemm_rate_after ? gemm_rate_before : gemm_rate_after;
+  }
+  bool all_right() const;
+  // Seconds that the machine needs only to read the bytes, or only for the flops.
+  double read_floor_s(const ScenarioResult& result) const;
+  double gemm_floor_s(const ScenarioResult& result) const;
+  // Whether the scenario's times vary widely, or memory was slow meanwhile.
+  bool is_noisy(const ScenarioResult& result) const;
+  // Why the figures are not to be trusted, a sentence each; empty: the machine was quiet.
+  std::vector<std::string> noise() const;
+
+ private:
+  bool read_was_slow(const ScenarioResult& result) const;
+};
+
+// Called before each scenario with its index.
+using OnScenario = std::function<void(std::size_t)>;
+
+// Before each repetition all threads read a buffer far beyond the caches, so that keys, values and
+// queries come from memory; the rate of those reads is the read floor. Throws Error if the backend
+// cannot run here or does not compute in host memory.
+RunResult run(const Backend& backend, const std::vector<Scenario>& scenarios,
+              const RunOptions& options, const OnScenario& on_scenario);
+
+}  // namespace diffkv::bench
