@@ -35,7 +35,7 @@ function(diffkv_test name)
       SKIP_REGULAR_EXPRESSION "\\[  PASSED  \\] 0 tests\\.\n(${skipped_line})+$")
   else()
     # Discovered when ctest starts, so that a build does not run what it builds.
-    gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+    gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 NO_PRETTY_VALUES
       TEST_PREFIX "${name}." PROPERTIES ${properties})
   endif()
 endfunction()
