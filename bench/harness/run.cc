@@ -6,35 +6,19 @@
 #include <algorithm>
 #include <chrono>
 
+#include "bench/harness/flush.h"
 #include "bench/harness/workload.h"
 #include "diffkv/error.h"
-#include "replay/bandwidth.h"
-#include "replay/stats.h"
 
 namespace diffkv::bench {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr int kLeastRepetitions = 5;
-constexpr int kMostRepetitions = 1000;
-// Of the plan and the cache update, which are short.
+// Of the plan and the cache update, which are short: no more and no less.
 constexpr int kSideRepetitions = 9;
 // Past these the run says that the machine was noisy.
 constexpr double kSpread = 0.10;
 constexpr double kReadRateLoss = 0.15;
 constexpr double kGemmRateChange = 0.05;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-template <class F>
-double seconds_of(F&& f) {
-  const auto start = Clock::now();
-  f();
-  return seconds_since(start);
-}
 
 std::string describe_layer(const Scenario& s) {
   std::string text = fmt::format("{}/{} heads, {}/{}, {}", s.num_heads, s.num_kv_heads,
@@ -47,59 +31,12 @@ std::string describe_layer(const Scenario& s) {
   return text;
 }
 
-// What pushes everything out of the caches and, by that, measures the rate of reading memory.
-class Flush {
- public:
-  explicit Flush(std::int64_t bytes) {
-    for (std::int64_t done = 0; done < bytes; done += kPart) parts_.emplace_back(kPart);
-  }
-
-  std::int64_t bytes() const { return static_cast<std::int64_t>(parts_.size()) * kPart; }
-  double best_rate() const { return best_rate_; }
-
-  void operator()() {
-    for (replay::MemoryStream& part : parts_) {
-      rates_.push_back(part.read());
-      best_rate_ = std::max(best_rate_, rates_.back());
-    }
-  }
-
-  // Since it was last asked for.
-  double take_median_rate() {
-    const double median = replay::percentile(rates_, 50);
-    rates_.clear();
-    return median;
-  }
-
- private:
-  // A pass over one part takes less than a millisecond: short enough that some are undisturbed on a
-  // machine that others use too.
-  static constexpr std::int64_t kPart = std::int64_t{16} << 20;
-
-  std::vector<replay::MemoryStream> parts_;
-  std::vector<double> rates_;
-  double best_rate_ = 0.0;
-};
-
 void time_scenario(Workload& workload, Flush& flush, const RunOptions& options,
                    ScenarioResult& result) {
-  std::vector<double> plan;
-  std::vector<double> update;
-  for (int i = 0; i < kSideRepetitions; ++i) {
-    flush();
-    plan.push_back(seconds_of([&] { workload.make_plan(); }));
-    update.push_back(seconds_of([&] { workload.update_cache(); }));
-  }
-  std::vector<double> attend;
-  const auto start = Clock::now();
-  for (int i = 0; i < kMostRepetitions; ++i) {
-    if (i >= kLeastRepetitions && seconds_since(start) >= options.seconds) break;
-    flush();
-    attend.push_back(seconds_of([&] { workload.attend(); }));
-  }
-  result.plan = summarize(plan);
-  result.update = summarize(update);
-  result.attend = summarize(attend);
+  const Repetitions side{.least = kSideRepetitions, .most = kSideRepetitions};
+  result.plan = time_cold(flush, side, [&] { workload.make_plan(); });
+  result.update = time_cold(flush, side, [&] { workload.update_cache(); });
+  result.attend = time_cold(flush, {.seconds = options.seconds}, [&] { workload.attend(); });
   result.read_rate = flush.take_median_rate();
 }
 
@@ -205,7 +142,7 @@ RunResult run(const Backend& backend, const std::vector<Scenario>& scenarios,
       "{:%Y-%m-%dT%H:%M:%SZ}",
       fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())));
   result.seconds = options.seconds;
-  Flush flush(flush_bytes(result.machine));
+  Flush flush(result.machine);
   result.flush_bytes = flush.bytes();
   result.gemm_rate_before = measure_gemm_rate();
   for (std::size_t i = 0; i < scenarios.size(); ++i) {

@@ -1,0 +1,87 @@
+#include "bench/harness/compare.h"
+
+#include <gtest/gtest.h>
+
+#include "diffkv/error.h"
+
+namespace diffkv::bench {
+namespace {
+
+ScenarioResult scenario(const std::string& name, double median) {
+  ScenarioResult result;
+  result.name = name;
+  result.supported = true;
+  result.bytes = 100;
+  result.flops = 10;
+  result.attend = {.repetitions = 5,
+                   .median_s = median,
+                   .least_s = median * 0.98,
+                   .p25_s = median * 0.99,
+                   .p75_s = median * 1.01};
+  return result;
+}
+
+RunResult run_of(std::vector<ScenarioResult> scenarios) {
+  RunResult run;
+  run.machine = {.cpu = "a", .threads = 2, .last_level_bytes = 0};
+  run.read_rate = 10e9;
+  run.gemm_rate_before = 100e9;
+  run.gemm_rate_after = 100e9;
+  run.scenarios = std::move(scenarios);
+  return run;
+}
+
+TEST(Compare, SaysWhichIsFaster) {
+  const ComparisonResult result =
+      compare(run_of({scenario("a", 1), scenario("b", 2), scenario("c", 1)}),
+              run_of({scenario("c", 1.005), scenario("b", 1), scenario("a", 2)}));
+  ASSERT_EQ(result.scenarios.size(), 3U);
+  EXPECT_EQ(result.scenarios[0].name, "a");
+  EXPECT_EQ(result.scenarios[0].verdict, Verdict::kFaster);
+  EXPECT_DOUBLE_EQ(result.scenarios[0].speed_up(), 2);
+  EXPECT_EQ(result.scenarios[1].verdict, Verdict::kSlower);
+  EXPECT_DOUBLE_EQ(result.scenarios[1].speed_up(), 0.5);
+  EXPECT_EQ(result.scenarios[2].verdict, Verdict::kWithinNoise);
+  EXPECT_TRUE(result.notes.empty()) << result.notes.front();
+}
+
+TEST(Compare, OnlyTheSameProblemsAreCompared) {
+  ScenarioResult other = scenario("b", 1);
+  other.bytes = 200;
+  ScenarioResult untimed = scenario("d", 1);
+  untimed.attend = {};
+  const ComparisonResult result = compare(
+      run_of({scenario("a", 1), scenario("b", 1), scenario("c", 1), scenario("d", 1), untimed}),
+      run_of({scenario("a", 1), other, untimed}));
+  ASSERT_EQ(result.scenarios.size(), 1U);
+  ASSERT_EQ(result.notes.size(), 3U);
+  EXPECT_NE(result.notes[0].find("b is another problem"), std::string::npos);
+  EXPECT_NE(result.notes[1].find("c was not timed before"), std::string::npos);
+  EXPECT_NE(result.notes[2].find("d was not timed before"), std::string::npos);
+}
+
+TEST(Compare, NothingInCommonIsRefused) {
+  EXPECT_THROW(compare(run_of({scenario("a", 1)}), run_of({scenario("b", 1)})), Error);
+}
+
+TEST(Compare, AnotherMachineIsNoted) {
+  RunResult before = run_of({scenario("a", 1)});
+  before.machine.threads = 4;
+  before.read_rate = 12e9;
+  before.gemm_rate_before = before.gemm_rate_after = 80e9;
+  const ComparisonResult result = compare(run_of({scenario("a", 1)}), before);
+  ASSERT_EQ(result.notes.size(), 3U);
+  EXPECT_NE(result.notes[0].find("another machine"), std::string::npos);
+  EXPECT_NE(result.notes[1].find("read rate"), std::string::npos);
+  EXPECT_NE(result.notes[2].find("GEMM rate"), std::string::npos);
+}
+
+TEST(Compare, RatesThatAreNotKnownAreNotNoted) {
+  RunResult before = run_of({scenario("a", 1)});
+  before.machine = {};
+  before.read_rate = before.gemm_rate_before = before.gemm_rate_after = 0;
+  EXPECT_TRUE(compare(run_of({scenario("a", 1)}), before).notes.empty());
+}
+
+}  // namespace
+}  // namespace diffkv::bench

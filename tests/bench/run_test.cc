@@ -1,0 +1,226 @@
+#include "bench/harness/run.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+
+#include "bench/harness/workload.h"
+#include "diffkv/error.h"
+
+namespace diffkv::bench {
+namespace {
+
+// The CPU backend, or one that does what the flags say.
+class Changed final : public Backend {
+ public:
+  bool spoil_output = false;  // the last value of the output is off
+  bool skip_update = false;   // nothing reaches the cache
+  bool refuse = false;        // it supports nothing
+  bool is_available = true;
+  DeviceType device = DeviceType::kCpu;
+
+  std::string_view name() const override { return "changed"; }
+  DeviceType device_type() const override { return device; }
+  std::string description() const override { return "changed"; }
+  Support available() const override { return {is_available, "it is away", ""}; }
+  Support supports(const Problem& problem) const override {
+    return refuse ? Support{false, "it does not want to", ""} : cpu_.supports(problem);
+  }
+  ScheduleLimits limits(const PlanKey& key) const override { return cpu_.limits(key); }
+  void* allocate(std::int64_t bytes, const Device& at) const override {
+    return cpu_.allocate(bytes, at);
+  }
+  void deallocate(void* data, const Device& at) const noexcept override {
+    cpu_.deallocate(data, at);
+  }
+  void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
+            detail::PlanTables& tables, Stream stream) const override {
+    cpu_.plan(key, limits, batch, tables, stream);
+  }
+  void update_cache(const ConstTensorView& key, const ConstTensorView& value,
+                    const KvCacheView& cache, const ConstTensorView& slot_mapping,
+                    Stream stream) const override {
+    if (!skip_update) cpu_.update_cache(key, value, cache, slot_mapping, stream);
+  }
+  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+              Stream stream) const override {
+    ++attends;
+    cpu_.attend(params, args, plan, stream);
+  }
+  void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+               Stream stream) const override {
+    cpu_.combine(params, args, plan, stream);
+    if (!spoil_output) return;
+    auto* bits = static_cast<std::uint16_t*>(args.output.data);
+    bits[args.output.numel() - 1] ^= 0x4000U;
+  }
+  void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
+                         const TensorView& output, const TensorView& lse,
+                         Stream stream) const override {
+    cpu_.merge_attn_states(a, b, sinks, output, lse, stream);
+  }
+  void fill_zero(const TensorView& output, Stream stream) const override {
+    cpu_.fill_zero(output, stream);
+  }
+
+  mutable int attends = 0;
+
+ private:
+  const Backend& cpu_ = find_backend("cpu");
+};
+
+Scenario tiny(std::int64_t block_size = 4) {
+  Scenario s;
+  s.name = "tiny";
+  s.num_heads = 4;
+  s.num_kv_heads = 2;
+  s.head_size_qk = 24;
+  s.head_size_v = 16;
+  s.block_size = block_size;
+  s.seqs = {{1, 70}, {3, 40}, {5, 5}};
+  return s;
+}
+
+RunResult run_tiny(const Backend& backend, const Scenario& scenario) {
+  return run(backend, {scenario}, {.seconds = 0}, [](std::size_t) {});
+}
+
+TEST(Workload, IsRightForEveryKindOfScenario) {
+  for (const std::int64_t block_size : {0, 1, 4, 16}) {
+    for (const DType kv_dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3}) {
+      for (const SchedulePolicy policy :
+           {SchedulePolicy::kBalanced, SchedulePolicy::kBatchInvariant}) {
+        Scenario s = tiny(block_size);
+        s.kv_dtype = kv_dtype;
+        s.dtype = is_fp8(kv_dtype) ? DType::kBF16 : kv_dtype;
+        s.policy = policy;
+        s.sinks = block_size == 4;
+        s.window = block_size == 4 ? 9 : 0;
+        Workload workload(find_backend("cpu"), s);
+        const Verification result = workload.verify();
+        EXPECT_TRUE(result.ok()) << block_size << " " << to_string(kv_dtype) << result.what;
+        EXPECT_EQ(result.rows, 9 * 4);
+        EXPECT_LT(result.worst_error, result.tolerance);
+      }
+    }
+  }
+}
+
+TEST(Run, TimesWhatIsRight) {
+  const Changed backend;
+  std::vector<std::size_t> begun;
+  const RunResult result =
+      run(backend, {tiny()}, {.seconds = 0}, [&](std::size_t i) { begun.push_back(i); });
+  EXPECT_EQ(begun, std::vector<std::size_t>{0});
+  ASSERT_EQ(result.scenarios.size(), 1U);
+  const ScenarioResult& tiny_result = result.scenarios[0];
+  EXPECT_TRUE(result.all_right()) << tiny_result.verification.what;
+  EXPECT_EQ(tiny_result.attend.repetitions, 5);
+  EXPECT_EQ(backend.attends, 6);  // verified once
+  EXPECT_GT(tiny_result.attend.least_s, 0);
+  EXPECT_LE(tiny_result.attend.least_s, tiny_result.attend.median_s);
+  EXPECT_GT(tiny_result.plan.median_s, 0);
+  EXPECT_GT(tiny_result.update.median_s, 0);
+  EXPECT_EQ(tiny_result.bytes, tiny().bytes());
+  EXPECT_GT(result.read_rate, 0);
+  EXPECT_GT(result.gemm_rate_before, 0);
+  EXPECT_GE(result.flush_bytes, 4 * result.machine.last_level_bytes);
+  EXPECT_DOUBLE_EQ(result.read_floor_s(tiny_result), tiny().bytes() / result.read_rate);
+}
+
+TEST(Run, AWrongOutputIsFoundAndNotTimed) {
+  Changed backend;
+  backend.spoil_output = true;
+  const RunResult result = run_tiny(backend, tiny());
+  EXPECT_FALSE(result.all_right());
+  EXPECT_EQ(result.scenarios[0].verification.wrong, 1);
+  EXPECT_EQ(result.scenarios[0].attend.repetitions, 0);
+}
+
+TEST(Run, ACacheThatIsNotWrittenIsFound) {
+  Changed backend;
+  backend.skip_update = true;
+  const RunResult result = run_tiny(backend, tiny());
+  EXPECT_FALSE(result.all_right());
+}
+
+TEST(Run, WhatIsNotSupportedIsSaid) {
+  Changed backend;
+  backend.refuse = true;
+  const RunResult result = run_tiny(backend, tiny());
+  EXPECT_TRUE(result.all_right());
+  EXPECT_FALSE(result.scenarios[0].supported);
+  EXPECT_EQ(result.scenarios[0].kernel, "it does not want to");
+}
+
+TEST(Run, BackendsThatCannotRunAreRefused) {
+  Changed away;
+  away.is_available = false;
+  EXPECT_THROW(run_tiny(away, tiny()), Error);
+  Changed elsewhere;
+  elsewhere.device = DeviceType::kCuda;
+  EXPECT_THROW(run_tiny(elsewhere, tiny()), Error);
+}
+
+RunResult quiet() {
+  RunResult run;
+  run.read_rate = 10e9;
+  run.gemm_rate_before = 100e9;
+  run.gemm_rate_after = 101e9;
+  ScenarioResult result;
+  result.name = "first";
+  result.read_rate = 9e9;
+  result.attend = {.repetitions = 5, .median_s = 1, .least_s = 1, .p25_s = 1, .p75_s = 1.05};
+  run.scenarios = {result, result};
+  run.scenarios[1].name = "second";
+  return run;
+}
+
+TEST(Noise, AQuietMachineHasNone) { EXPECT_TRUE(quiet().noise().empty()); }
+
+TEST(Noise, WideTimesAreSaid) {
+  RunResult run = quiet();
+  run.scenarios[1].attend.p75_s = 1.3;
+  ASSERT_EQ(run.noise().size(), 1U);
+  EXPECT_NE(run.noise()[0].find("1 of 2"), std::string::npos) << run.noise()[0];
+  EXPECT_NE(run.noise()[0].find("second: 30 %"), std::string::npos) << run.noise()[0];
+  EXPECT_FALSE(run.is_noisy(run.scenarios[0]));
+  EXPECT_TRUE(run.is_noisy(run.scenarios[1]));
+}
+
+TEST(Noise, SlowMemoryIsSaid) {
+  RunResult run = quiet();
+  run.scenarios[0].read_rate = 8e9;
+  ASSERT_EQ(run.noise().size(), 1U);
+  EXPECT_NE(run.noise()[0].find("first: 8.0 GB/s of 10.0"), std::string::npos) << run.noise()[0];
+  EXPECT_TRUE(run.is_noisy(run.scenarios[0]));
+}
+
+TEST(Noise, AChangedGemmRateIsSaid) {
+  for (const double after : {90e9, 110e9}) {
+    RunResult run = quiet();
+    run.gemm_rate_after = after;
+    ASSERT_EQ(run.noise().size(), 1U);
+    EXPECT_NE(run.noise()[0].find("100 GFLOP/s before"), std::string::npos) << run.noise()[0];
+  }
+}
+
+// Rates that a machine can have: a kernel left out by the compiler would be far beyond.
+TEST(Machine, TheGemmRateIsPossible) {
+  const double rate = measure_gemm_rate();
+  EXPECT_GT(rate, 1e8);
+  EXPECT_LT(rate, 1e12 * this_machine().threads);
+}
+
+TEST(Machine, IsTold) {
+  const Machine machine = this_machine();
+  EXPECT_FALSE(machine.cpu.empty());
+  EXPECT_GT(machine.threads, 0);
+  EXPECT_GE(flush_bytes(machine), std::int64_t{256} << 20);
+  EXPECT_EQ(flush_bytes({.cpu = "", .threads = 1, .last_level_bytes = std::int64_t{1} << 30}),
+            std::int64_t{4} << 30);
+}
+
+}  // namespace
+}  // namespace diffkv::bench
