@@ -43,13 +43,15 @@ constexpr const char* kFooter =
     "machine that was busy says so at its end: repeat it before believing it.\n"
     "\n"
     "--against compares with an earlier run's --json. Faster or slower is said only where the\n"
-    "middle halves of the times do not overlap and the medians differ by more than 2 %.\n"
+    "middle halves of the times do not overlap and the medians differ by more than 2 %. Of "
+    "several\n"
+    "files of one program each scenario counts with its least median.\n"
     "\n"
     "Examples:\n"
     "  diffkv bench\n"
     "  diffkv bench --scenario 'decode_*' --json before.json\n"
     "  diffkv bench --scenario 'decode_*' --against before.json\n"
-    "  diffkv bench --from after.json --against before.json\n"
+    "  diffkv bench --from after-1.json after-2.json --against before-1.json before-2.json\n"
     "  diffkv bench --list\n"
     "\n"
     "Exit codes: 0 every scenario was right, 1 a scenario was wrong, 2 bad use or input.";
@@ -60,8 +62,8 @@ struct Options {
   std::string backend;
   double seconds = 1.0;
   std::string json_file;
-  std::string from;
-  std::string against;
+  std::vector<std::string> from;
+  std::vector<std::string> against;
   bool list = false;
 };
 
@@ -77,6 +79,14 @@ std::string read_file(const std::string& path) {
   return content;
 }
 
+bench::RunResult read_results(const std::vector<std::string>& paths) {
+  std::vector<bench::RunResult> runs;
+  for (const std::string& path : paths) {
+    runs.push_back(bench::parse_results(read_file(path), path));
+  }
+  return bench::best_of(runs);
+}
+
 std::vector<bench::Scenario> chosen_scenarios(const Options& options) {
   const auto all =
       options.scenarios_file.empty()
@@ -88,6 +98,10 @@ std::vector<bench::Scenario> chosen_scenarios(const Options& options) {
 std::string time_text(double seconds) {
   if (seconds < 1e-3) return fmt::format("{:.1f} us", seconds * 1e6);
   return seconds < 1 ? fmt::format("{:.3f} ms", seconds * 1e3) : fmt::format("{:.3f} s", seconds);
+}
+
+std::string time_text(const bench::Timing& timing) {
+  return timing.repetitions == 0 ? "-" : time_text(timing.median_s);
 }
 
 std::string percent(double share) { return fmt::format("{:.0f} %", share * 100); }
@@ -121,8 +135,8 @@ Table result_table(const bench::RunResult& run) {
                    fmt::format("{:.1f}", result.bytes / median / 1e9),
                    percent(run.read_floor_s(result) / median),
                    fmt::format("{:.1f}", result.flops / median / 1e9),
-                   percent(run.gemm_floor_s(result) / median), time_text(result.plan.median_s),
-                   time_text(result.update.median_s), run.is_noisy(result) ? "*" : ""});
+                   percent(run.gemm_floor_s(result) / median), time_text(result.plan),
+                   time_text(result.update), run.is_noisy(result) ? "*" : ""});
   }
   return table;
 }
@@ -160,8 +174,7 @@ std::string verdict_text(bench::Verdict verdict) {
   return {};
 }
 
-void print_comparison(const bench::RunResult& now, const bench::RunResult& before,
-                      const std::string& path) {
+void print_comparison(const bench::RunResult& now, const bench::RunResult& before) {
   const bench::ComparisonResult comparison = bench::compare(now, before);
   Table table({{"scenario"},
                {"now", kRight},
@@ -175,7 +188,7 @@ void print_comparison(const bench::RunResult& now, const bench::RunResult& befor
                    time_text(row.before.median_s), percent(row.before.spread()),
                    fmt::format("{:.2f}", row.speed_up()), verdict_text(row.verdict)});
   }
-  fmt::print("\nagainst {}: {}, {}\n\n{}", path, before.description, before.date, table.text());
+  fmt::print("\nagainst  {}, {}\n\n{}", before.description, before.date, table.text());
   for (const std::string& note : comparison.notes) fmt::print("note: {}\n", note);
 }
 
@@ -213,13 +226,11 @@ int run(const Options& options) {
   }
   // Read before the run, so that a file that cannot be compared with is refused at once.
   bench::RunResult before;
-  if (!options.against.empty()) {
-    before = bench::parse_results(read_file(options.against), options.against);
-  }
+  if (!options.against.empty()) before = read_results(options.against);
   OutputFile json_file(options.json_file);
   bench::RunResult now;
   if (!options.from.empty()) {
-    now = bench::parse_results(read_file(options.from), options.from);
+    now = read_results(options.from);
   } else {
     const std::vector<bench::Scenario> scenarios = chosen_scenarios(options);
     now = bench::run(find_backend(options.backend), scenarios, {.seconds = options.seconds},
@@ -227,7 +238,7 @@ int run(const Options& options) {
   }
   print_result(now);
   if (json_file.given()) json_file.commit(bench::to_json(now));
-  if (!options.against.empty()) print_comparison(now, before, options.against);
+  if (!options.against.empty()) print_comparison(now, before);
   return now.all_right() ? kExitRight : kExitWrong;
 }
 
@@ -255,9 +266,9 @@ void add_bench(CLI::App& app, int& exit_code) {
       command
           ->add_option("--json", options->json_file, "Also write everything as JSON to this file")
           ->type_name("FILE");
-  command->add_option("--against", options->against, "Compare with this file of an earlier --json")
+  command->add_option("--against", options->against, "Compare with these files of earlier --json")
       ->type_name("FILE");
-  command->add_option("--from", options->from, "Run nothing, show this file of an earlier --json")
+  command->add_option("--from", options->from, "Run nothing, show these files of earlier --json")
       ->type_name("FILE")
       ->excludes(scenario)
       ->excludes(file)

@@ -21,7 +21,42 @@ void compare_rates(const char* name, double now, double before, std::vector<std:
   }
 }
 
+bool same_problem(const ScenarioResult& a, const ScenarioResult& b) {
+  return a.bytes == b.bytes && a.flops == b.flops;
+}
+
+// Whether `a` is to be shown rather than `b`: mistakes first, then what was timed, then the faster.
+bool goes_before(const ScenarioResult& a, const ScenarioResult& b) {
+  if (a.verification.ok() != b.verification.ok()) return !a.verification.ok();
+  if (a.attend.repetitions == 0 || b.attend.repetitions == 0) return b.attend.repetitions == 0;
+  return a.attend.median_s < b.attend.median_s;
+}
+
 }  // namespace
+
+RunResult best_of(const std::vector<RunResult>& runs) {
+  if (runs.empty()) throw Error(ErrorCode::kInvalidArgument, "there is no result to show");
+  RunResult best = runs.front();
+  for (std::size_t i = 1; i < runs.size(); ++i) {
+    best.read_rate = std::max(best.read_rate, runs[i].read_rate);
+    best.gemm_rate_before = std::max(best.gemm_rate_before, runs[i].gemm_rate());
+    best.gemm_rate_after = std::max(best.gemm_rate_after, runs[i].gemm_rate());
+    for (const ScenarioResult& scenario : runs[i].scenarios) {
+      const auto it =
+          std::find_if(best.scenarios.begin(), best.scenarios.end(),
+                       [&](const ScenarioResult& other) { return other.name == scenario.name; });
+      if (it == best.scenarios.end()) {
+        best.scenarios.push_back(scenario);
+      } else if (!same_problem(*it, scenario)) {
+        throw Error(ErrorCode::kInvalidArgument,
+                    fmt::format("{} is not the same problem in all results", scenario.name));
+      } else if (goes_before(scenario, *it)) {
+        *it = scenario;
+      }
+    }
+  }
+  return best;
+}
 
 ComparisonResult compare(const RunResult& now, const RunResult& before) {
   ComparisonResult result;
@@ -32,7 +67,7 @@ ComparisonResult compare(const RunResult& now, const RunResult& before) {
                      [&](const ScenarioResult& other) { return other.name == scenario.name; });
     if (it == before.scenarios.end() || it->attend.repetitions == 0) {
       result.notes.push_back(fmt::format("{} was not timed before", scenario.name));
-    } else if (it->bytes != scenario.bytes || it->flops != scenario.flops) {
+    } else if (!same_problem(*it, scenario)) {
       result.notes.push_back(fmt::format(
           "{} is another problem: {:.0f} bytes and {:.0f} flops now, {:.0f} and {:.0f} before",
           scenario.name, scenario.bytes, scenario.flops, it->bytes, it->flops));

@@ -8,6 +8,13 @@
 
 namespace diffkv::bench {
 
+// The same scenarios run several times, as one run: of each scenario the result with the least
+// median (a wrong one before all), and the best rates. What others do on a machine only makes times
+// longer, so on a shared one the least of several medians is nearest to the truth. The rest is the
+// first run's. Throws Error(kInvalidArgument) if there is no run, or a scenario is another problem
+// in one of them.
+RunResult best_of(const std::vector<RunResult>& runs);
+
 struct Comparison {
   std::string name;
   Timing now;

@@ -110,6 +110,9 @@ TEST_F(BenchCli, ComparesFiles) {
   EXPECT_NE(slower.out.find("0.50  slower"), std::string::npos) << slower.out;
   const Outcome same = bench("--from " + file("slow.json") + " --against " + file("slow.json"));
   EXPECT_NE(same.out.find("1.00  within noise"), std::string::npos) << same.out;
+  const Outcome best = bench("--from " + file("slow.json") + " " + file("fast.json") +
+                             " --against " + file("slow.json"));
+  EXPECT_NE(best.out.find("2.00  faster"), std::string::npos) << best.out;
 }
 
 TEST_F(BenchCli, AWrongScenarioIsItsExitCode) {

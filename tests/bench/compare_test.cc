@@ -83,5 +83,33 @@ TEST(Compare, RatesThatAreNotKnownAreNotNoted) {
   EXPECT_TRUE(compare(run_of({scenario("a", 1)}), before).notes.empty());
 }
 
+TEST(BestOf, TakesTheLeastMedians) {
+  RunResult second = run_of({scenario("b", 3), scenario("a", 1), scenario("c", 4)});
+  second.read_rate = 11e9;
+  second.gemm_rate_after = 130e9;
+  const RunResult best = best_of({run_of({scenario("a", 2), scenario("b", 2)}), second});
+  ASSERT_EQ(best.scenarios.size(), 3U);
+  EXPECT_EQ(best.scenarios[0].attend.median_s, 1);
+  EXPECT_EQ(best.scenarios[1].attend.median_s, 2);
+  EXPECT_EQ(best.scenarios[2].attend.median_s, 4);
+  EXPECT_EQ(best.read_rate, 11e9);
+  EXPECT_EQ(best.gemm_rate(), 130e9);
+}
+
+TEST(BestOf, NeverHidesAMistake) {
+  ScenarioResult wrong = scenario("a", 1);
+  wrong.verification.what = "row 3";
+  wrong.attend = {};
+  EXPECT_FALSE(best_of({run_of({wrong}), run_of({scenario("a", 1)})}).all_right());
+  EXPECT_FALSE(best_of({run_of({scenario("a", 1)}), run_of({wrong})}).all_right());
+}
+
+TEST(BestOf, OtherProblemsAreRefused) {
+  ScenarioResult other = scenario("a", 1);
+  other.flops = 11;
+  EXPECT_THROW(best_of({run_of({scenario("a", 1)}), run_of({other})}), Error);
+  EXPECT_THROW(best_of({}), Error);
+}
+
 }  // namespace
 }  // namespace diffkv::bench
