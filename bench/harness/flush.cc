@@ -1,5 +1,7 @@
 #include "bench/harness/flush.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -13,6 +15,13 @@ namespace {
 // A pass over one part takes less than a millisecond: short enough that some are undisturbed on a
 // machine that others use too.
 constexpr std::int64_t kPartBytes = std::int64_t{16} << 20;
+
+// Times that the system has taken the processor from a thread of this process that could have run.
+std::int64_t preemptions() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_nivcsw;
+}
 
 }  // namespace
 
@@ -53,17 +62,24 @@ Timing time_cold(Flush& flush, const Repetitions& repetitions, const std::functi
   using Clock = std::chrono::steady_clock;
   using Seconds = std::chrono::duration<double>;
   std::vector<double> times;
+  std::int64_t preempted = 0;
+  double total = 0.0;
   const auto start = Clock::now();
   for (int i = 0; i < repetitions.most; ++i) {
     if (i >= repetitions.least && Seconds(Clock::now() - start).count() >= repetitions.seconds) {
       break;
     }
     flush();
+    const std::int64_t preempted_before = preemptions();
     const auto before = Clock::now();
     call();
     times.push_back(Seconds(Clock::now() - before).count());
+    preempted += preemptions() - preempted_before;
+    total += times.back();
   }
-  return summarize(times);
+  Timing timing = summarize(times);
+  timing.preemptions_per_s = total > 0.0 ? static_cast<double>(preempted) / total : 0.0;
+  return timing;
 }
 
 }  // namespace diffkv::bench

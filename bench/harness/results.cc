@@ -18,7 +18,8 @@ Json timing_json(const Timing& timing) {
           {"median_s", timing.median_s},
           {"least_s", timing.least_s},
           {"p25_s", timing.p25_s},
-          {"p75_s", timing.p75_s}};
+          {"p75_s", timing.p75_s},
+          {"preemptions_per_s", timing.preemptions_per_s}};
 }
 
 Timing read_timing(const Json& json) {
@@ -28,6 +29,7 @@ Timing read_timing(const Json& json) {
   timing.least_s = json.at("least_s").get<double>();
   timing.p25_s = json.at("p25_s").get<double>();
   timing.p75_s = json.at("p75_s").get<double>();
+  timing.preemptions_per_s = json.value("preemptions_per_s", 0.0);
   return timing;
 }
 

@@ -17,7 +17,8 @@ namespace {
 constexpr int kSideRepetitions = 9;
 // Past these the run says that the machine was noisy.
 constexpr double kSpread = 0.10;
-constexpr double kReadRateLoss = 0.15;
+constexpr double kReadRateLoss = 0.5;
+constexpr double kPreemptionsPerS = 25;
 constexpr double kGemmRateChange = 0.05;
 
 std::string describe_layer(const Scenario& s) {
@@ -82,7 +83,8 @@ bool RunResult::read_was_slow(const ScenarioResult& result) const {
 }
 
 bool RunResult::is_noisy(const ScenarioResult& result) const {
-  return result.attend.spread() > kSpread || read_was_slow(result);
+  return result.attend.spread() > kSpread || read_was_slow(result) ||
+         result.attend.preemptions_per_s > kPreemptionsPerS;
 }
 
 std::vector<std::string> RunResult::noise() const {
@@ -95,12 +97,18 @@ std::vector<std::string> RunResult::noise() const {
   }
   const ScenarioResult* widest = nullptr;
   const ScenarioResult* slowest = nullptr;
+  const ScenarioResult* most = nullptr;
   int wide = 0;
+  int preempted = 0;
   int slow = 0;
   for (const ScenarioResult& result : scenarios) {
     if (result.attend.spread() > kSpread) {
       ++wide;
       if (widest == nullptr || result.attend.spread() > widest->attend.spread()) widest = &result;
+    }
+    if (const double rate = result.attend.preemptions_per_s; rate > kPreemptionsPerS) {
+      ++preempted;
+      if (most == nullptr || rate > most->attend.preemptions_per_s) most = &result;
     }
     if (read_was_slow(result)) {
       ++slow;
@@ -112,6 +120,13 @@ std::vector<std::string> RunResult::noise() const {
         "{} of {} scenarios: the middle half of the times spans more than {:.0f} % of the median, "
         "most of {}: {:.0f} %",
         wide, scenarios.size(), kSpread * 100, widest->name, widest->attend.spread() * 100));
+  }
+  if (most != nullptr) {
+    found.push_back(fmt::format(
+        "{} of {} scenarios: other processes took a processor more than {:.0f} times a second, "
+        "most "
+        "often from {}: {:.0f} times",
+        preempted, scenarios.size(), kPreemptionsPerS, most->name, most->attend.preemptions_per_s));
   }
   if (slowest != nullptr) {
     found.push_back(fmt::format(

@@ -12,6 +12,8 @@ struct Timing {
   double least_s = 0.0;
   double p25_s = 0.0;
   double p75_s = 0.0;
+  // How often other processes took a processor away, per second of the measured calls.
+  double preemptions_per_s = 0.0;
 
   // The middle half's width as a share of the median: what another run may differ by.
   double spread() const { return median_s > 0.0 ? (p75_s - p25_s) / median_s : 0.0; }
