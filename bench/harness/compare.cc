@@ -1,6 +1,7 @@
 #include "bench/harness/compare.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -60,13 +61,14 @@ RunResult best_of(const std::vector<RunResult>& runs) {
 
 ComparisonResult compare(const RunResult& now, const RunResult& before) {
   ComparisonResult result;
+  std::vector<std::string> untimed;
   for (const ScenarioResult& scenario : now.scenarios) {
     if (scenario.attend.repetitions == 0) continue;
     const auto it =
         std::find_if(before.scenarios.begin(), before.scenarios.end(),
                      [&](const ScenarioResult& other) { return other.name == scenario.name; });
     if (it == before.scenarios.end() || it->attend.repetitions == 0) {
-      result.notes.push_back(fmt::format("{} was not timed before", scenario.name));
+      untimed.push_back(scenario.name);
     } else if (!same_problem(*it, scenario)) {
       result.notes.push_back(fmt::format(
           "{} is another problem: {:.0f} bytes and {:.0f} flops now, {:.0f} and {:.0f} before",
@@ -79,6 +81,9 @@ ComparisonResult compare(const RunResult& now, const RunResult& before) {
   if (result.scenarios.empty()) {
     throw Error(ErrorCode::kInvalidArgument,
                 "the two results have no scenario that was timed in both");
+  }
+  if (!untimed.empty()) {
+    result.notes.push_back(fmt::format("not timed before: {}", fmt::join(untimed, ", ")));
   }
   if (!before.machine.cpu.empty() &&
       (now.machine.cpu != before.machine.cpu || now.machine.threads != before.machine.threads)) {

@@ -1,8 +1,10 @@
 #include "bench/harness/machine.h"
 
+#include <fmt/chrono.h>
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -65,6 +67,12 @@ Machine this_machine() {
   return {.cpu = cpu_model(),
           .threads = omp_get_max_threads(),
           .last_level_bytes = last_level_cache_bytes()};
+}
+
+std::string utc_now() {
+  const auto now = std::chrono::system_clock::now();
+  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
+                     fmt::gmtime(std::chrono::system_clock::to_time_t(now)));
 }
 
 std::int64_t flush_bytes(const Machine& machine) {

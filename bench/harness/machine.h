@@ -14,6 +14,9 @@ struct Machine {
 
 Machine this_machine();
 
+// The date and time, UTC, in the form 2026-11-23T05:00:00Z.
+std::string utc_now();
+
 // Bytes of memory to stream through so that nothing else is left in the caches: the larger of
 // 256 MiB and 4 times the last-level caches.
 std::int64_t flush_bytes(const Machine& machine);

@@ -1,10 +1,8 @@
 #include "bench/harness/run.h"
 
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "bench/harness/flush.h"
 #include "bench/harness/workload.h"
@@ -153,9 +151,7 @@ RunResult run(const Backend& backend, const std::vector<Scenario>& scenarios,
   result.backend = backend.name();
   result.description = backend.description();
   result.machine = this_machine();
-  result.date = fmt::format(
-      "{:%Y-%m-%dT%H:%M:%SZ}",
-      fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())));
+  result.date = utc_now();
   result.seconds = options.seconds;
   Flush flush(result.machine);
   result.flush_bytes = flush.bytes();

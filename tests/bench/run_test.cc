@@ -191,10 +191,18 @@ TEST(Noise, WideTimesAreSaid) {
 
 TEST(Noise, SlowMemoryIsSaid) {
   RunResult run = quiet();
-  run.scenarios[0].read_rate = 8e9;
+  run.scenarios[0].read_rate = 4e9;
   ASSERT_EQ(run.noise().size(), 1U);
-  EXPECT_NE(run.noise()[0].find("first: 8.0 GB/s of 10.0"), std::string::npos) << run.noise()[0];
+  EXPECT_NE(run.noise()[0].find("first: 4.0 GB/s of 10.0"), std::string::npos) << run.noise()[0];
   EXPECT_TRUE(run.is_noisy(run.scenarios[0]));
+}
+
+TEST(Noise, PreemptionsAreSaid) {
+  RunResult run = quiet();
+  run.scenarios[1].attend.preemptions_per_s = 70;
+  ASSERT_EQ(run.noise().size(), 1U);
+  EXPECT_NE(run.noise()[0].find("second: 70 times"), std::string::npos) << run.noise()[0];
+  EXPECT_TRUE(run.is_noisy(run.scenarios[1]));
 }
 
 TEST(Noise, AChangedGemmRateIsSaid) {

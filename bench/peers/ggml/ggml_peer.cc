@@ -199,6 +199,7 @@ RunResult time_all(const std::vector<Scenario>& scenarios, double seconds) {
   run.backend = "ggml";
   run.machine = this_machine();
   run.description = fmt::format("ggml {}, {} threads", ggml_version(), run.machine.threads);
+  run.date = utc_now();
   run.seconds = seconds;
   Flush flush(run.machine);
   run.flush_bytes = flush.bytes();
