@@ -9,11 +9,39 @@
 
 namespace diffkv {
 
+namespace {
+
+// What num_blocks pages of a good spec take. Throws Error.
+std::int64_t cache_bytes(const KvCacheSpec& spec, std::int64_t num_blocks) {
+  spec.check();
+  std::int64_t bytes = 0;
+  if (num_blocks < 0) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("num_blocks is {}, expected 0 or more", num_blocks));
+  }
+  if (__builtin_mul_overflow(spec.page_stride_bytes(), num_blocks, &bytes)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("num_blocks is {}, of {} bytes each: more bytes than int64 holds",
+                            num_blocks, spec.page_stride_bytes()));
+  }
+  return bytes;
+}
+
+// Refuses a problem that the backend does not run.
+void check_supported(const Backend& backend, const Problem& problem) {
+  const Support support = backend.supports(problem);
+  if (support) return;
+  throw Error(ErrorCode::kUnsupported, fmt::format("backend {} does not run {}: {}", backend.name(),
+                                                   to_string(problem.key), support.reason));
+}
+
+}  // namespace
+
 DiffKVBackend::DiffKVBackend(std::string_view backend) : compute_(&find_backend(backend)) {}
 
 std::array<std::int64_t, 4> DiffKVBackend::get_kv_cache_shape(const KvCacheSpec& spec,
                                                               std::int64_t num_blocks) {
-  spec.check();
+  cache_bytes(spec, num_blocks);  // for its checks
   return spec.shape(num_blocks);
 }
 
@@ -23,14 +51,7 @@ std::array<std::int64_t, 4> DiffKVBackend::get_kv_cache_strides(const KvCacheSpe
 }
 
 std::int64_t DiffKVBackend::get_kv_cache_bytes(const KvCacheSpec& spec, std::int64_t num_blocks) {
-  spec.check();
-  std::int64_t bytes = 0;
-  if (num_blocks < 0 || __builtin_mul_overflow(spec.page_stride_bytes(), num_blocks, &bytes)) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("num_blocks is {}, expected 0 or more, of {} bytes each", num_blocks,
-                            spec.page_stride_bytes()));
-  }
-  return bytes;
+  return cache_bytes(spec, num_blocks);
 }
 
 const std::vector<DType>& DiffKVBackend::supported_dtypes() {
@@ -47,10 +68,13 @@ const std::vector<DType>& DiffKVBackend::supported_kv_cache_dtypes() {
 DiffKVMetadataBuilder::DiffKVMetadataBuilder(const DiffKVBackend& backend, const PlanKey& key,
                                              const PlanMaxima& maxima, Device device)
     : compute_(&backend.compute()),
-      key_(key),
+      key_(core::normalised(key)),
       maxima_(maxima),
       builds_(std::make_shared<std::uint64_t>(0)) {
-  const std::int64_t bytes = diffkv::workspace_bytes(*compute_, key, maxima);
+  core::validate_device(*compute_, "the builder", device);
+  core::validate_key(key);
+  maxima_.threads = compute_->limits(key_, maxima.threads).threads;
+  const std::int64_t bytes = diffkv::workspace_bytes(*compute_, key_, maxima_);
   workspace_ = TensorView(compute_->allocate(bytes, device), DType::kU8, {bytes}, device);
 }
 
@@ -75,26 +99,34 @@ DiffKVMetadata DiffKVMetadataBuilder::build_for_cudagraph_capture(const Batch& b
 
 DiffKVAttention::DiffKVAttention(const DiffKVBackend& backend, const PlanKey& key,
                                  const AttentionParams& params, DType output_dtype)
-    : compute_(&backend.compute()), key_(key), params_(params), output_dtype_(output_dtype) {
+    : compute_(&backend.compute()),
+      key_(core::normalised(key)),
+      params_(params),
+      output_dtype_(output_dtype) {
   core::validate_key(key);
   core::validate_params(key, params, output_dtype);
-  const Support support = compute_->supports(core::problem_of(key, params, output_dtype));
-  if (!support) throw Error(ErrorCode::kUnsupported, support.reason);
+  check_supported(*compute_, core::problem_of(key_, params, output_dtype));
 }
 
 void DiffKVAttention::do_kv_cache_update(const ConstTensorView& key, const ConstTensorView& value,
                                          const KvCacheView& cache,
                                          const ConstTensorView& slot_mapping, Stream stream) const {
+  core::validate_cache_of(key_, cache);
   update_cache(*compute_, key, value, cache, slot_mapping, stream);
 }
 
 void DiffKVAttention::forward(const ForwardArgs& args, Stream stream) const {
   if (args.metadata == nullptr) {
+    core::validate_output_of(key_, args.output, output_dtype_);
     fill_zero(*compute_, args.output, stream);
     return;
   }
   const DiffKVMetadata& metadata = *args.metadata;
-  if (metadata.current_ == nullptr || *metadata.current_ != metadata.build_) {
+  if (metadata.current_ == nullptr) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "the metadata is empty, expected what DiffKVMetadataBuilder::build returned");
+  }
+  if (*metadata.current_ != metadata.build_) {
     throw Error(ErrorCode::kInvalidArgument,
                 "the metadata is stale: its builder has built again since, or is gone");
   }

@@ -35,7 +35,9 @@ class Backend {
   virtual Support available() const = 0;
 
   virtual Support supports(const Problem& problem) const = 0;
-  virtual ScheduleLimits limits(const PlanKey& key) const = 0;
+  // For plans of this key on that many threads (0: as many as would run now).
+  virtual ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const = 0;
+  ScheduleLimits limits(const PlanKey& key) const { return limits(key, 0); }
 
   // Device memory for workspaces, 64-byte aligned. Throws Error(kUnavailable).
   virtual void* allocate(std::int64_t bytes, const Device& device) const = 0;

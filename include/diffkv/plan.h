@@ -28,8 +28,10 @@ struct TileClass {
   std::int32_t block_cost = 1;        // cost of one block of keys of a tile
   std::int32_t least_cut = 4;         // no piece of a cut tile has fewer blocks
   std::int32_t uncut_per_share = 16;  // a tile cheaper than 1 / this of a share is never cut
-  std::int32_t invariant_max_tiles =
-      4;  // kBatchInvariant cuts only sequences of so few tiles a head
+  // kBatchInvariant cuts only sequences of at most so many tiles a head, each in at most so many
+  // pieces (S_max).
+  std::int32_t invariant_max_tiles = 1;
+  std::int32_t invariant_max_pieces = 16;
 };
 
 inline constexpr int kMaxTileClasses = 2;
@@ -37,9 +39,8 @@ inline constexpr int kMaxTileClasses = 2;
 struct ScheduleLimits {
   std::array<TileClass, kMaxTileClasses> classes;
   std::int32_t num_classes = 0;
-  std::int32_t threads = 1;                // that run workers at the same time
-  std::int64_t scratch_bytes = 0;          // a thread's own working memory
-  std::int32_t invariant_max_pieces = 16;  // S_max: most pieces kBatchInvariant cuts a tile in
+  std::int32_t threads = 1;        // that run workers at the same time
+  std::int64_t scratch_bytes = 0;  // a thread's own working memory
 };
 
 // Sizes that a plan's buffers are made for, once.
@@ -48,6 +49,9 @@ struct PlanMaxima {
   std::int64_t max_seqs = 0;     // sequences of a step
   std::int64_t max_seq_len = 0;  // keys of a sequence: block-table width * block_size
   std::int64_t max_mm_ranges = 0;
+  // Threads that plans are made for; 0: as many as the backend would use when the plan is made. A
+  // metadata builder fixes it when it is made.
+  std::int32_t threads = 0;
 };
 
 // Keys [begin, end).
@@ -89,13 +93,14 @@ struct PlanTables {
   std::int32_t* seq_lens = nullptr;                          // [num_seqs], as planned
   std::array<std::int64_t*, kMaxTileClasses> cost_before{};  // [num_seqs + 1]
   std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers + 1]
-  std::array<std::int32_t, kMaxTileClasses> first_slot{};    // kBalanced: class's first slot
-  std::int32_t* slot_before = nullptr;                       // kBatchInvariant: [num_seqs + 1]
-  float* partial_acc = nullptr;     // [num_slots, max tile_rows, partial_stride]
-  float* partial_max = nullptr;     // [num_slots, max tile_rows]
-  float* partial_sum = nullptr;     // [num_slots, max tile_rows]
+  std::array<std::int32_t, kMaxTileClasses> first_slot{};    // each class has slots of its own
+  std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
+  // Partials: a slot of a class has tile_rows rows; a class's first row is first_partial_row.
+  std::array<std::int64_t, kMaxTileClasses> first_partial_row{};
+  float* partial_acc = nullptr;     // [partial rows, partial_stride]
+  float* partial_max = nullptr;     // [partial rows]
+  float* partial_sum = nullptr;     // [partial rows]
   std::int64_t partial_stride = 0;  // next_power_of_2(head_size_v)
-  std::int32_t partial_rows = 0;    // max tile_rows of the classes
   std::byte* scratch = nullptr;     // [threads, scratch_bytes]
 };
 
@@ -114,11 +119,14 @@ class Plan {
   const PlanKey& key() const { return key_; }
   const ScheduleLimits& limits() const { return limits_; }
   const detail::PlanTables& tables() const { return tables_; }
+  // A hash of the batch's causal_per_seq, prefix_lens and mm_ranges, where they are on the host.
+  std::uint64_t mask_fingerprint() const { return mask_fingerprint_; }
   // Where the batch and the workspace are.
   const Device& device() const { return device_; }
 
   // The pieces of work in the order the workers walk them; `batch` is the one planned for (its
-  // causal_per_seq, prefix_lens and mm_ranges are read again). Host memory only.
+  // causal_per_seq, prefix_lens and mm_ranges are read again). Host memory only. Throws Error for
+  // an empty plan or another batch.
   std::vector<WorkItem> work_items(const Batch& batch) const;
 
  private:
@@ -129,6 +137,7 @@ class Plan {
   ScheduleLimits limits_;
   detail::PlanTables tables_;
   Device device_;
+  std::uint64_t mask_fingerprint_ = 0;
 };
 
 // Plans the batch in `workspace` (uint8 [workspace_bytes()], 64-byte aligned).

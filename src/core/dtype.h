@@ -32,7 +32,10 @@ DIFFKV_HD inline float f16_to_float(std::uint16_t x) {
   const std::uint32_t mag = x & 0x7fffU;
   // Exponent 31 (inf, NaN) keeps its mantissa under fp32's exponent 255; the rest is scaled by a
   // power of two, exact for normals and subnormals alike.
-  if (mag >= 0x7c00U) return float_of(sign | kF32Inf | ((mag & 0x3ffU) << 13));
+  if (mag >= 0x7c00U) {
+    const std::uint32_t quiet = mag > 0x7c00U ? 0x400000U : 0U;  // as instructions do
+    return float_of(sign | kF32Inf | quiet | ((mag & 0x3ffU) << 13));
+  }
   const float scaled = float_of((mag << 13) + (112U << 23));
   const float normal = mag >= 0x400U ? scaled : static_cast<float>(mag) * 0x1p-24F;
   return float_of(sign | bits_of(normal));

@@ -45,8 +45,10 @@ Problem problem_of(const PlanKey& key, const AttentionParams& params, DType outp
 Problem problem_of(const PlanKey& key, const AttentionParams& params, const AttendArgs& args) {
   Problem problem = problem_of(key, params, args.output.dtype);
   const KvCacheView& cache = args.cache;
-  problem.layout =
-      cache.key.stride_token >= cache.key.stride_head ? KvCacheLayout::kNHD : KvCacheLayout::kHND;
+  // Strides of dimensions of size 1 say nothing.
+  const bool heads_first = cache.block_size > 1 && cache.num_kv_heads > 1 &&
+                           cache.key.stride_token < cache.key.stride_head;
+  problem.layout = heads_first ? KvCacheLayout::kHND : KvCacheLayout::kNHD;
   const auto key_row = reinterpret_cast<std::uintptr_t>(cache.key.data);
   problem.packed =
       cache.key.dtype == cache.value.dtype && cache.key.stride_token == cache.value.stride_token &&

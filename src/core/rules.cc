@@ -172,6 +172,39 @@ void check_no_overlap(std::string_view name, const ConstTensorView& view) {
   }
 }
 
+namespace {
+
+// The bytes that a tensor reaches over; end is one past the last.
+struct Span {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+};
+
+Span span_of(const ConstTensorView& view) {
+  if (!view.given() || is_empty(view)) return {};
+  std::int64_t low = 0;
+  std::int64_t high = 0;
+  for (int i = 0; i < view.rank; ++i) {
+    const std::int64_t reach = view.shape[i] > 1 ? (view.shape[i] - 1) * view.strides[i] : 0;
+    (reach < 0 ? low : high) += reach;
+  }
+  const auto base = reinterpret_cast<std::uintptr_t>(view.data);
+  const auto bytes = static_cast<std::uintptr_t>(size_of(view.dtype));
+  return {base + static_cast<std::uintptr_t>(low) * bytes,
+          base + static_cast<std::uintptr_t>(high + 1) * bytes};
+}
+
+}  // namespace
+
+void check_apart(std::string_view name, const ConstTensorView& written, std::string_view other_name,
+                 const ConstTensorView& other) {
+  const Span a = span_of(written);
+  const Span b = span_of(other);
+  if (a.begin < b.end && b.begin < a.end) {
+    refuse("{} lies over {}, expected memory of its own", name, other_name);
+  }
+}
+
 void check_device(std::string_view name, const Device& device, std::string_view other_name,
                   const Device& other) {
   if (device == other) return;

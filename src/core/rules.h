@@ -107,6 +107,11 @@ void check_rows(std::string_view name, const ConstTensorView& view);
 // holds for every slice and permutation of a dense tensor.
 void check_no_overlap(std::string_view name, const ConstTensorView& view);
 
+// What is written shares no memory with something else that the call uses; compared by the bytes
+// that each reaches over. Views that are not given, or empty, are apart from everything.
+void check_apart(std::string_view name, const ConstTensorView& written, std::string_view other_name,
+                 const ConstTensorView& other);
+
 // Two tensors of a call are on one device.
 void check_device(std::string_view name, const Device& device, std::string_view other_name,
                   const Device& other);

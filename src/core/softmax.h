@@ -35,8 +35,9 @@ DIFFKV_HD inline void merge(SoftmaxState& state, const SoftmaxState& other, floa
 }
 
 // A row's end: the factor its accumulator is multiplied with, and its log-sum-exp. A sink of -inf
-// is none. A row that saw no key, or only -inf, is zeros: factor 0 (the accumulator must be
-// replaced, not multiplied, because 0 * inf is NaN: see `empty`).
+// is none; one of +inf takes all weight (zeros, lse +inf); one of NaN makes the row NaN. A row that
+// saw no key, or only -inf, is zeros: factor 0 (the accumulator must be replaced, not multiplied,
+// because 0 * inf is NaN: see `empty`).
 struct SoftmaxEnd {
   float factor = 0.0F;
   float lse = kNegInf;
@@ -45,13 +46,21 @@ struct SoftmaxEnd {
 
 DIFFKV_HD inline SoftmaxEnd finish(SoftmaxState state, float sink) {
   SoftmaxEnd end;
-  end.empty = state.max == kNegInf && state.sum == 0.0F;
+  end.empty = state.max == kNegInf && state.sum == 0.0F && !std::isnan(sink);
   if (end.empty) {
     end.lse = sink;
     return end;
   }
+  if (std::isnan(state.sum) || std::isnan(sink)) {
+    end.factor = end.lse = std::numeric_limits<float>::quiet_NaN();
+    return end;
+  }
+  if (sink == std::numeric_limits<float>::infinity()) {
+    end.lse = sink;
+    return end;
+  }
   const float max = sink > state.max ? sink : state.max;
-  const float keep = std::isnan(state.sum) ? state.sum : exp_difference(state.max, max);
+  const float keep = exp_difference(state.max, max);
   const float sum = state.sum * keep + exp_difference(sink, max);
   end.factor = keep / sum;
   end.lse = max + std::log(sum);

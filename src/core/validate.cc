@@ -1,9 +1,11 @@
 // Rules about what a layer and its plans are made for.
 #include "core/validate.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string_view>
 
 #include "core/param_tensors.h"
@@ -35,20 +37,6 @@ void check_mask(const PlanKey& key) {
   }
   if (mask.clamp_mm_ranges && !key.mm_ranges) {
     refuse("mask has clamp_mm_ranges, expected mm_ranges in the key");
-  }
-}
-
-void check_output_dtype(const PlanKey& key, bool output_scale, DType output_dtype) {
-  if (output_scale != (output_dtype == DType::kE4M3)) {
-    refuse("output is {} and output_scale is {}, expected output_scale with fp8_e4m3 only",
-           to_string(output_dtype), output_scale ? "given" : "not given");
-  }
-  if (output_scale) return;
-  if (key.query_dtype == DType::kE4M3) {
-    check_dtype("output of fp8_e4m3 queries", output_dtype, kOutputOfE4M3);
-  } else if (output_dtype != key.query_dtype) {
-    refuse("output is {}, expected {} as the queries (or output_scale and fp8_e4m3)",
-           to_string(output_dtype), to_string(key.query_dtype));
   }
 }
 
@@ -130,6 +118,33 @@ void validate_workspace(const TensorView& workspace, std::int64_t bytes, const D
   }
 }
 
+void validate_output_dtype(const PlanKey& key, bool output_scale, DType output_dtype) {
+  if (output_scale != (output_dtype == DType::kE4M3)) {
+    refuse("output is {} and output_scale is {}, expected output_scale with fp8_e4m3 only",
+           to_string(output_dtype), output_scale ? "given" : "not given");
+  }
+  if (output_scale) return;
+  if (key.query_dtype == DType::kE4M3) {
+    check_dtype("output of fp8_e4m3 queries", output_dtype, kOutputOfE4M3);
+  } else if (output_dtype != key.query_dtype) {
+    refuse("output is {}, expected {} as the queries (or output_scale and fp8_e4m3)",
+           to_string(output_dtype), to_string(key.query_dtype));
+  }
+}
+
+PlanKey normalised(PlanKey key) {
+  Mask& mask = key.mask;
+  for (std::int32_t* width : {&mask.window, &mask.chunk_size, &mask.prefix_window}) {
+    *width = std::max(*width, 0);
+  }
+  if (mask.chunk_size == 0) mask.chunk_lookback = 0;
+  // They replace the sliding window, but for multimodal ranges clamped to it.
+  if ((mask.chunk_size > 0 || mask.prefix_window > 0) && !mask.clamp_mm_ranges) mask.window = 0;
+  if (mask.window == 0) mask.clamp_mm_ranges = false;
+  if (key.causal_per_seq) mask.causal = true;
+  return key;
+}
+
 void validate_device(const Backend& backend, std::string_view what, const Device& device) {
   if (device.type == backend.device_type()) return;
   refuse("{} is on {}, backend {} runs on {}", what, to_string(device), backend.name(),
@@ -140,6 +155,10 @@ void validate_params(const PlanKey& key, const AttentionParams& params, DType ou
   if (!std::isfinite(params.scale)) refuse("scale is {}, expected a finite number", params.scale);
   if (!std::isfinite(params.soft_cap)) {
     refuse("soft_cap is {}, expected a finite number (0 or less: none)", params.soft_cap);
+  }
+  if (params.soft_cap > 0.0F && params.soft_cap < std::numeric_limits<float>::min()) {
+    refuse("soft_cap is {}, expected at least {} (0 or less: none)", params.soft_cap,
+           std::numeric_limits<float>::min());
   }
   if (params.output_block_scale.given()) {
     throw Error(ErrorCode::kUnsupported,
@@ -157,7 +176,7 @@ void validate_params(const PlanKey& key, const AttentionParams& params, DType ou
   if (params.output_scale.given()) {
     check_tensor("output_scale", params.output_scale, DType::kF32, {exactly("elements", 1)});
   }
-  check_output_dtype(key, params.output_scale.given(), output_dtype);
+  validate_output_dtype(key, params.output_scale.given(), output_dtype);
   if (params.sink_mode != SinkMode::kIn && params.sink_mode != SinkMode::kOut) {
     refuse("sink_mode is {}, expected kIn or kOut", static_cast<int>(params.sink_mode));
   }

@@ -46,6 +46,22 @@ void validate_output(const TensorView& output);  // of fill_zero
 // other rules hold a call's tensors on one device.
 void validate_device(const Backend& backend, std::string_view what, const Device& device);
 
+// The batch is the one that the plan was made for: counts, and on the host lengths and masks.
+void validate_planned(const Batch& batch, const Plan& plan);
+
+// A cache and an output of a layer with that key.
+void validate_cache_of(const PlanKey& key, const KvCacheView& cache);
+void validate_output_of(const PlanKey& key, const TensorView& output, DType output_dtype);
+
+// A hash of causal_per_seq, prefix_lens and mm_ranges; 0 where they are not on the host.
+std::uint64_t mask_fingerprint(const Batch& batch);
+
+// The same mask in the one way that equality knows: what is off is 0, what does nothing is default.
+PlanKey normalised(PlanKey key);
+
+// Output type and output_scale against the query type.
+void validate_output_dtype(const PlanKey& key, bool output_scale, DType output_dtype);
+
 // A layer's constants against its key (before there is a batch).
 void validate_params(const PlanKey& key, const AttentionParams& params, DType output_dtype);
 

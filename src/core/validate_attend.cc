@@ -37,10 +37,14 @@ void check_lse(std::string_view name, const ConstTensorView& lse, Dim heads, Dim
   check_last_contiguous(name, lse);
 }
 
-// A result written where a part is read from: each element in the place of its own.
+// A result may be written where a part is read from, each element in the place of its own, and
+// nowhere else over it.
 void check_in_place(std::string_view name, const ConstTensorView& result,
                     std::string_view part_name, const ConstTensorView& part) {
-  if (result.data != part.data || is_empty(result)) return;
+  if (result.data != part.data || is_empty(result)) {
+    check_apart(name, result, part_name, part);
+    return;
+  }
   bool same = result.dtype == part.dtype;
   for (int i = 0; i < result.rank; ++i) {
     same = same && (result.shape[i] == 1 || result.strides[i] == part.strides[i]);
@@ -48,6 +52,17 @@ void check_in_place(std::string_view name, const ConstTensorView& result,
   if (same) return;
   refuse("{} starts where {} does with another dtype or other strides, expected the same view",
          name, part_name);
+}
+
+// Nothing that a call writes lies over what it reads.
+void check_apart_from_inputs(std::string_view name, const ConstTensorView& written,
+                             const AttendArgs& args) {
+  const KvCacheView& cache = args.cache;
+  check_apart(name, written, "query", args.query);
+  check_apart(name, written, "the cache's keys",
+              plane_tensor(cache, cache.key, cache.head_size_qk));
+  check_apart(name, written, "the cache's values",
+              plane_tensor(cache, cache.value, cache.head_size_v));
 }
 
 void check_matches(std::string_view name, std::int64_t got, std::int64_t expected) {
@@ -59,44 +74,10 @@ void check_matches(std::string_view name, DType got, DType expected) {
   refuse("the cache has {} {}, {} {}", name, to_string(got), kLayer, to_string(expected));
 }
 
-void check_cache(const PlanKey& key, const KvCacheView& cache) {
-  validate_cache(cache);
-  check_matches("num_kv_heads", cache.num_kv_heads, key.num_kv_heads);
-  check_matches("head_size_qk", cache.head_size_qk, key.head_size_qk);
-  check_matches("head_size_v", cache.head_size_v, key.head_size_v);
-  check_matches("keys of", cache.key.dtype, key.key_dtype);
-  check_matches("values of", cache.value.dtype, key.value_dtype);
-}
-
 void check_plan_made(const Plan& plan) {
   if (plan.key().num_heads < 1 || plan.tables().query_start_loc == nullptr) {
     refuse("the plan is empty, expected one from make_plan");
   }
-}
-
-// The batch is the one that was planned; the lengths are compared where they are on the host.
-void check_planned(const Batch& batch, const Plan& plan) {
-  const detail::PlanTables& tables = plan.tables();
-  if (batch.num_seqs != tables.num_seqs) {
-    refuse("the batch has num_seqs {}, the plan was made for {}", batch.num_seqs, tables.num_seqs);
-  }
-  if (batch.num_actual_tokens != tables.num_tokens) {
-    refuse("the batch has num_actual_tokens {}, the plan was made for {}", batch.num_actual_tokens,
-           tables.num_tokens);
-  }
-  check_device("query_start_loc", batch.query_start_loc.device, "the plan", plan.device());
-  if (plan.device().type != DeviceType::kCpu) return;
-  const auto compare = [](std::string_view name, const ConstTensorView& view,
-                          const std::int32_t* planned, std::string_view what) {
-    const auto* values = static_cast<const std::int32_t*>(view.data);
-    for (std::int64_t i = 0; i < view.shape[0]; ++i) {
-      if (values[i] == planned[i]) continue;
-      refuse("the plan was made for other {}: {}[{}] is {}, the plan has {}", what, name, i,
-             values[i], planned[i]);
-    }
-  };
-  compare("query_start_loc", batch.query_start_loc, tables.query_start_loc, "query lengths");
-  compare("seq_lens", batch.seq_lens, tables.seq_lens, "sequence lengths");
 }
 
 // Every block below a sequence's end is in the pool, whether or not a mask hides it.
@@ -164,6 +145,44 @@ void check_one_device(const AttentionParams& params, const AttendArgs& args) {
 
 }  // namespace
 
+void validate_planned(const Batch& batch, const Plan& plan) {
+  check_plan_made(plan);
+  const detail::PlanTables& tables = plan.tables();
+  if (batch.num_seqs != tables.num_seqs) {
+    refuse("the batch has num_seqs {}, the plan was made for {}", batch.num_seqs, tables.num_seqs);
+  }
+  if (batch.num_actual_tokens != tables.num_tokens) {
+    refuse("the batch has num_actual_tokens {}, the plan was made for {}", batch.num_actual_tokens,
+           tables.num_tokens);
+  }
+  check_device("query_start_loc", batch.query_start_loc.device, "the plan", plan.device());
+  if (plan.device().type != DeviceType::kCpu) return;
+  const auto compare = [](std::string_view name, const ConstTensorView& view,
+                          const std::int32_t* planned, std::string_view what) {
+    const auto* values = static_cast<const std::int32_t*>(view.data);
+    for (std::int64_t i = 0; i < view.shape[0]; ++i) {
+      if (values[i] == planned[i]) continue;
+      refuse("the plan was made for other {}: {}[{}] is {}, the plan has {}", what, name, i,
+             values[i], planned[i]);
+    }
+  };
+  compare("query_start_loc", batch.query_start_loc, tables.query_start_loc, "query lengths");
+  compare("seq_lens", batch.seq_lens, tables.seq_lens, "sequence lengths");
+  if (mask_fingerprint(batch) != plan.mask_fingerprint()) {
+    refuse(
+        "causal_per_seq, prefix_lens or mm_ranges hold other values than when the plan was made");
+  }
+}
+
+void validate_cache_of(const PlanKey& key, const KvCacheView& cache) {
+  validate_cache(cache);
+  check_matches("num_kv_heads", cache.num_kv_heads, key.num_kv_heads);
+  check_matches("head_size_qk", cache.head_size_qk, key.head_size_qk);
+  check_matches("head_size_v", cache.head_size_v, key.head_size_v);
+  check_matches("keys of", cache.key.dtype, key.key_dtype);
+  check_matches("values of", cache.value.dtype, key.value_dtype);
+}
+
 void validate_attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan) {
   check_plan_made(plan);
   const PlanKey& key = plan.key();
@@ -186,14 +205,17 @@ void validate_attend(const AttentionParams& params, const AttendArgs& args, cons
     check_no_overlap("lse", args.lse);
   }
   validate_params(key, params, args.output.dtype);
-  check_cache(key, args.cache);
+  validate_cache_of(key, args.cache);
   check_batch_tensors(key, batch);
   check_one_device(params, args);
+  check_apart_from_inputs("output", args.output, args);
+  check_apart_from_inputs("lse", args.lse, args);
+  check_apart("lse", args.lse, "output", args.output);
   check_batch_values(batch, {.tokens = num_tokens,
                              .because_tokens = "query has num_tokens",
                              .seq_len = std::numeric_limits<std::int32_t>::max(),
                              .because_seq_len = "expected at most"});
-  check_planned(batch, plan);
+  validate_planned(batch, plan);
   check_key_places(args.cache, batch);
 }
 
@@ -225,6 +247,7 @@ void validate_merge(const AttnState& a, const AttnState& b, const ConstTensorVie
   if (lse.given()) {
     check_in_place("lse", lse, "a.lse", a.lse);
     check_in_place("lse", lse, "b.lse", b.lse);
+    check_apart("lse", lse, "output", output);
   }
   check_with_a("a.lse", a.lse);
   check_with_a("b.output", b.output);
@@ -232,6 +255,12 @@ void validate_merge(const AttnState& a, const AttnState& b, const ConstTensorVie
   check_with_a("sinks", sinks);
   check_with_a("output", output);
   check_with_a("lse", lse);
+}
+
+void validate_output_of(const PlanKey& key, const TensorView& output, DType output_dtype) {
+  check_output("output", output, output_dtype,
+               {any_extent("num_tokens"), exactly("num_heads", key.num_heads, kLayer),
+                exactly("head_size_v", key.head_size_v, kLayer)});
 }
 
 void validate_output(const TensorView& output) {

@@ -153,4 +153,25 @@ void validate_batch(const PlanKey& key, const PlanMaxima& maxima, const Batch& b
                              .because_seq_len = "the plan's maxima have max_seq_len"});
 }
 
+std::uint64_t mask_fingerprint(const Batch& batch) {
+  if (batch.query_start_loc.device.type != DeviceType::kCpu) return 0;
+  std::uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a, 64 bits
+  const auto add = [&hash](const void* data, std::int64_t bytes) {
+    const auto* byte = static_cast<const unsigned char*>(data);
+    for (std::int64_t i = 0; i < bytes; ++i) hash = (hash ^ byte[i]) * 0x100000001b3ULL;
+  };
+  if (batch.causal_per_seq.given()) add(batch.causal_per_seq.data, batch.num_seqs);
+  if (batch.prefix_lens.given()) {
+    add(batch.prefix_lens.data, batch.num_seqs * size_of(DType::kI32));
+  }
+  if (batch.mm_ranges.given()) {
+    const std::int64_t row = batch.mm_ranges.shape[1] * 2 * size_of(DType::kI32);
+    for (std::int64_t s = 0; s < batch.num_seqs; ++s) {
+      add(static_cast<const std::int32_t*>(batch.mm_ranges.data) + s * batch.mm_ranges.strides[0],
+          row);
+    }
+  }
+  return hash;
+}
+
 }  // namespace diffkv::core

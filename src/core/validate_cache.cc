@@ -94,6 +94,9 @@ void validate_update_cache(const ConstTensorView& key, const ConstTensorView& va
   const std::int64_t num_slots = slot_mapping.shape[0];
   check_input("key", "head_size_qk", key, cache, cache.key, cache.head_size_qk, num_slots);
   check_input("value", "head_size_v", value, cache, cache.value, cache.head_size_v, num_slots);
+  if (cache.key.data == cache.value.data && !is_empty(key) && !is_empty(value)) {
+    refuse("cache.value starts where cache.key does, expected rows of its own");
+  }
   if (cache.device.type == DeviceType::kCpu) check_slots(cache, slot_mapping);
 }
 

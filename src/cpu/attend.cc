@@ -17,6 +17,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Highway's headers must come after foreach_target.h.
 #include "cpu/codec-inl.h"
+#include "cpu/lanes-inl.h"
 #include "cpu/narrow-inl.h"
 #include "cpu/wide-inl.h"
 #include "hwy/highway.h"
@@ -41,37 +42,71 @@ ScoreRules rules_of(const AttentionParams& params, const core::SeqMask& seq) {
 class WideTile : TileBase {
  public:
   WideTile(const AttendCall& call, const plan::Piece& piece, std::byte* scratch)
-      : TileBase(call, piece), width_((num_rows() + kLanes - 1) / kLanes * kLanes) {
-    Scratch take(scratch);
-    const KvCacheView& cache = args_.cache;
-    query_ = take.take<float>(width_ * cache.head_size_qk);
-    acc_ = take.take<float>(width_ * cache.head_size_v);
-    keys_ = take.take<float>(kBlockKeys * cache.head_size_qk);
-    values_ = take.take<float>(kBlockKeys * cache.head_size_v);
-    scores_ = take.take<float>(kBlockKeys * kGroupWidth);
-    keep_ = take.take<float>(kGroupWidth);
-    row_ = take.take<float>(std::max(cache.head_size_qk, cache.head_size_v));
-    max_ = take.take<float>(width_);
-    sum_ = take.take<float>(width_);
-    find_rows(width_, take);
-    rules_ = rules_of(params_, seq_);
-  }
+      : WideTile(call, piece, Scratch(scratch)) {}
 
   void run() {
     load_rows();
     for (std::int32_t v = piece_.begin_block; v < piece_.end_block; ++v) {
+      if (v > piece_.begin_block && (v - piece_.begin_block) % kFoldBlocks == 0) fold();
       run_block(piece_.tile.keys_at(v));
     }
+    if (folded_any_) fold();
+    const float* sums = folded_any_ ? own_.folded : own_.acc;
+    const float* max = folded_any_ ? own_.folded_max : own_.max;
+    const float* sum = folded_any_ ? own_.folded_sum : own_.sum;
     for (std::int64_t row = 0; row < num_rows(); ++row) {
-      float* acc = destination(row, row_);
+      float* acc = destination(row, own_.row);
       for (std::int64_t c = 0; c < args_.cache.head_size_v; ++c) {
-        acc[c] = acc_[place(row, args_.cache.head_size_v, c)];
+        acc[c] = sums[place(row, args_.cache.head_size_v, c)];
       }
-      finish_row(row, {max_[row], sum_[row]}, acc);
+      finish_row(row, {max[row], sum[row]}, acc);
     }
   }
 
  private:
+  WideTile(const AttendCall& call, const plan::Piece& piece, Scratch take)
+      : TileBase(call, piece),
+        width_((num_rows() + kLanes - 1) / kLanes * kLanes),
+        own_(take, width_, kGroupWidth, args_.cache.head_size_qk, args_.cache.head_size_v) {
+    find_rows(width_, own_.rows);
+    rules_ = rules_of(params_, seq_);
+  }
+
+  // Moves what was accumulated into the outer sums and starts anew.
+  void fold() {
+    const LaneTag d;
+    const std::int64_t head_size = args_.cache.head_size_v;
+    if (!folded_any_) {
+      std::fill_n(own_.folded, width_ * head_size, 0.0F);
+      std::fill_n(own_.folded_max, width_, core::kNegInf);
+      std::fill_n(own_.folded_sum, width_, 0.0F);
+      folded_any_ = true;
+    }
+    for (std::int64_t first = 0; first < width_; first += kGroupWidth) {
+      const std::int64_t group_width = std::min(width_ - first, kGroupWidth);
+      HWY_ALIGN float keep[kGroupWidth];
+      HWY_ALIGN float add[kGroupWidth];
+      for (std::int64_t r = 0; r < group_width; ++r) {
+        core::SoftmaxState state{own_.folded_max[first + r], own_.folded_sum[first + r]};
+        core::merge(state, {own_.max[first + r], own_.sum[first + r]}, keep[r], add[r]);
+        own_.folded_max[first + r] = state.max;
+        own_.folded_sum[first + r] = state.sum;
+      }
+      for (std::int64_t i = 0; i < head_size * group_width; i += kLanes) {
+        const std::int64_t r = i % group_width;
+        const std::int64_t at = first * head_size + i;
+        fold_lanes(own_.folded + at, hn::Load(d, keep + r), own_.acc + at, hn::Load(d, add + r));
+      }
+    }
+    clear();
+  }
+
+  void clear() {
+    std::fill_n(own_.acc, width_ * args_.cache.head_size_v, 0.0F);
+    std::fill_n(own_.max, width_, core::kNegInf);
+    std::fill_n(own_.sum, width_, 0.0F);
+  }
+
   // Element (i, row) of a [size, rows] array, which is stored group by group.
   std::int64_t place(std::int64_t row, std::int64_t size, std::int64_t i) const {
     const std::int64_t group = row / kGroupWidth * kGroupWidth;
@@ -81,16 +116,14 @@ class WideTile : TileBase {
   void load_rows() {
     const std::int64_t head_size = args_.cache.head_size_qk;
     const float scale = query_scale();
-    std::fill_n(query_, width_ * head_size, 0.0F);
-    std::fill_n(acc_, width_ * args_.cache.head_size_v, 0.0F);
-    std::fill_n(max_, width_, core::kNegInf);
-    std::fill_n(sum_, width_, 0.0F);
+    std::fill_n(own_.query, width_ * head_size, 0.0F);
+    clear();
     for (std::int64_t row = 0; row < num_rows(); ++row) {
       with_dtype(args_.query.dtype, [&](auto dtype) HWY_ATTR {
-        load_row<decltype(dtype)::value>(query_of(row), head_size, row_);
+        load_row<decltype(dtype)::value>(query_of(row), head_size, own_.row);
       });
       for (std::int64_t i = 0; i < head_size; ++i) {
-        query_[place(row, head_size, i)] = row_[i] * scale;
+        own_.query[place(row, head_size, i)] = own_.row[i] * scale;
       }
     }
   }
@@ -99,11 +132,12 @@ class WideTile : TileBase {
     const std::int64_t n = args_.cache.head_size_qk;
     with_dtype(args_.cache.key.dtype, [&](auto dtype) HWY_ATTR {
       for (std::int64_t k = 0; k < rows_.count(); ++k) {
-        load_row<decltype(dtype)::value>(rows_.key[static_cast<std::size_t>(k)], n, keys_ + k * n);
+        load_row<decltype(dtype)::value>(rows_.key[static_cast<std::size_t>(k)], n,
+                                         own_.keys + k * n);
       }
     });
     const std::int64_t padded = (rows_.count() + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
-    std::fill(keys_ + rows_.count() * n, keys_ + padded * n, 0.0F);
+    std::fill(own_.keys + rows_.count() * n, own_.keys + padded * n, 0.0F);
   }
 
   // Returns whether every value is finite.
@@ -117,7 +151,7 @@ class WideTile : TileBase {
              c += static_cast<std::int64_t>(hn::MaxLanes(d))) {
           const RowVec x = load_lanes<decltype(dtype)::value>(d, row, c);
           zeros = hn::MulAdd(x, hn::Zero(d), zeros);
-          hn::StoreU(x, d, values_ + (c / 8) * (kBlockKeys * 8) + k * 8 + c % 8);
+          hn::StoreU(x, d, own_.values + (c / 8) * (kBlockKeys * 8) + k * 8 + c % 8);
         }
       }
     });
@@ -150,55 +184,43 @@ class WideTile : TileBase {
     const KeyRange range = rows_.range;
     const std::int64_t num_keys = rows_.count();
     GroupBuffers group;
-    group.query = query_ + row * cache.head_size_qk;
-    group.acc = acc_ + row * cache.head_size_v;
-    group.scores = scores_;
-    group.max = max_ + row;
-    group.sum = sum_ + row;
-    group.rows = {info_.prefix_end + row, info_.begin + row, info_.end + row, info_.position + row,
-                  info_.slope + row};
-    score_block<kVectors>(group, keys_, num_keys, cache.head_size_qk);
+    group.query = own_.query + row * cache.head_size_qk;
+    group.acc = own_.acc + row * cache.head_size_v;
+    group.scores = own_.scores;
+    group.max = own_.max + row;
+    group.sum = own_.sum + row;
+    group.rows = info_.from(row);
+    score_block<kVectors>(group, own_.keys, num_keys, cache.head_size_qk);
     if (rules_.any()) apply_rules(rules_, group, kWidth, range.begin, num_keys);
-    const bool biased = add_qq_bias(range, row, std::min(kWidth, num_rows() - row), scores_, kWidth,
-                                    /*row_stride=*/1);
+    const std::int64_t count = std::min(kWidth, num_rows() - row);
+    const bool biased = add_qq_bias(range, row, count, own_.scores, kWidth, /*row_stride=*/1);
     if (!all_seen) apply_mask(group, kWidth, range.begin, num_keys);
+    softmax_block<kVectors>(group, num_keys, own_.keep);
     if (finite || (all_seen && !biased)) {
-      softmax_block<kVectors, false>(group, num_keys, keep_);
-      accumulate_block<kVectors>(group, values_, num_keys, cache.head_size_v, keep_);
+      accumulate_block<kVectors>(group, own_.values, num_keys, cache.head_size_v, own_.keep);
     } else {
-      softmax_block<kVectors, true>(group, num_keys, keep_);
-      accumulate_visible(group, kWidth, values_, num_keys, cache.head_size_v, keep_);
+      mark_hidden(range, row, count, own_.scores, kWidth, /*row_stride=*/1);
+      accumulate_visible(group, kWidth, own_.values, num_keys, cache.head_size_v, own_.keep);
     }
   }
 
   std::int64_t width_;  // rows rounded up to whole vectors
   ScoreRules rules_;
   BlockRows rows_;
-  float* query_;   // [head_size_qk, rows] by groups
-  float* acc_;     // [head_size_v, rows] by groups
-  float* keys_;    // [kBlockKeys, head_size_qk]
-  float* values_;  // [head_size_v / 8, kBlockKeys, 8]
-  float* scores_;  // [kBlockKeys, rows of a group]
-  float* keep_;
-  float* row_;
-  float* max_;
-  float* sum_;
+  WideScratch own_;
+  bool folded_any_ = false;
 };
 
 // A tile of up to kRows rows: the head dimension in the lanes, nothing copied.
 template <int kRows>
 class NarrowTile : TileBase {
  public:
-  NarrowTile(const AttendCall& call, const plan::Piece& piece, std::byte* scratch)
+  NarrowTile(const AttendCall& call, const plan::Piece& piece, Scratch take)
       : TileBase(call, piece),
         padded_qk_(padded_to_lanes(args_.cache.head_size_qk)),
-        padded_v_(padded_to_lanes(args_.cache.head_size_v)) {
-    Scratch take(scratch);
-    query_ = take.take<float>(kRows * padded_qk_);
-    acc_ = take.take<float>(kRows * padded_v_);
-    scores_ = take.take<float>(kRows * kBlockKeys);
-    row_ = take.take<float>(args_.cache.head_size_v);
-    find_rows(kRows, take);
+        padded_v_(padded_to_lanes(args_.cache.head_size_v)),
+        own_(take, kRows, padded_qk_, padded_v_) {
+    find_rows(kRows, own_.info);
     rules_ = rules_of(params_, seq_);
   }
 
@@ -208,26 +230,47 @@ class NarrowTile : TileBase {
       source_.locate(piece_.tile.keys_at(piece_.begin_block), rows_);
     }
     for (std::int32_t v = piece_.begin_block; v < piece_.end_block; ++v) {
+      if (v > piece_.begin_block && (v - piece_.begin_block) % kFoldBlocks == 0) fold();
       const bool more = v + 1 < piece_.end_block;
       if (more) source_.locate(piece_.tile.keys_at(v + 1), next_);
       run_block(more ? next_ : rows_);
       if (more) std::swap(rows_, next_);
     }
+    if (folded_any_) fold();
+    const float* sums = folded_any_ ? own_.folded : own_.acc;
+    const core::SoftmaxState* states = folded_any_ ? folded_state_ : state_;
     for (std::int64_t row = 0; row < num_rows(); ++row) {
-      float* acc = destination(row, row_);
-      std::copy_n(acc_ + row * padded_v_, args_.cache.head_size_v, acc);
-      finish_row(row, state_[row], acc);
+      float* acc = destination(row, own_.row);
+      std::copy_n(sums + row * padded_v_, args_.cache.head_size_v, acc);
+      finish_row(row, states[row], acc);
     }
   }
 
  private:
+  // Moves what was accumulated into the outer sums and starts anew.
+  void fold() {
+    const LaneTag d;
+    if (!folded_any_) std::fill_n(own_.folded, kRows * padded_v_, 0.0F);
+    folded_any_ = true;
+    for (std::int64_t row = 0; row < num_rows(); ++row) {
+      float keep = 0.0F;
+      float add = 0.0F;
+      core::merge(folded_state_[row], state_[row], keep, add);
+      state_[row] = {};
+      for (std::int64_t c = row * padded_v_; c < (row + 1) * padded_v_; c += kLanes) {
+        fold_lanes(own_.folded + c, hn::Set(d, keep), own_.acc + c, hn::Set(d, add));
+      }
+    }
+    std::fill_n(own_.acc, kRows * padded_v_, 0.0F);
+  }
+
   void load_rows() {
     const std::int64_t head_size = args_.cache.head_size_qk;
     const float scale = query_scale();
-    std::fill_n(query_, kRows * padded_qk_, 0.0F);
-    std::fill_n(acc_, kRows * padded_v_, 0.0F);
+    std::fill_n(own_.query, kRows * padded_qk_, 0.0F);
+    std::fill_n(own_.acc, kRows * padded_v_, 0.0F);
     for (std::int64_t row = 0; row < num_rows(); ++row) {
-      float* query = query_ + row * padded_qk_;
+      float* query = own_.query + row * padded_qk_;
       with_dtype(args_.query.dtype, [&](auto dtype) HWY_ATTR {
         load_row<decltype(dtype)::value>(query_of(row), head_size, query);
       });
@@ -239,15 +282,17 @@ class NarrowTile : TileBase {
     const KvCacheView& cache = args_.cache;
     const KeyRange range = rows_.range;
     with_dtype(cache.key.dtype, [&](auto dtype) HWY_ATTR {
-      score_narrow<kRows, decltype(dtype)::value>(query_, rows_, next, cache.head_size_qk, scores_);
+      score_narrow<kRows, decltype(dtype)::value>(own_.query, rows_, next, cache.head_size_qk,
+                                                  own_.scores);
     });
     const bool all_seen = seen_by_all(range);
     const bool whole_vectors = rows_.count() % kLanes == 0;
     for (std::int64_t row = 0; rules_.any() && row < num_rows(); ++row) {
       apply_rules_to_row(rules_, info_.slope[row], info_.position[row], range.begin, rows_.count(),
-                         scores_ + row * kBlockKeys);
+                         own_.scores + row * kBlockKeys);
     }
-    const bool biased = add_qq_bias(range, 0, num_rows(), scores_, /*key_stride=*/1, kBlockKeys);
+    const bool biased =
+        add_qq_bias(range, 0, num_rows(), own_.scores, /*key_stride=*/1, kBlockKeys);
     bool finite = true;
     if (!all_seen || biased) {
       finite = with_dtype(cache.value.dtype, [&](auto dtype) HWY_ATTR {
@@ -256,21 +301,23 @@ class NarrowTile : TileBase {
     }
     float keep[kRows] = {};
     for (std::int64_t row = 0; row < num_rows(); ++row) {
-      float* scores = scores_ + row * kBlockKeys;
+      float* scores = own_.scores + row * kBlockKeys;
       if (!all_seen || !whole_vectors) {
         apply_mask_to_row({info_.prefix_end[row], info_.begin[row], info_.end[row]}, range, scores);
       }
-      keep[row] = softmax_row(scores, rows_.count(), !finite, state_[row]);
+      keep[row] = softmax_row(scores, rows_.count(), state_[row]);
     }
+    if (!finite) mark_hidden(range, 0, num_rows(), own_.scores, /*key_stride=*/1, kBlockKeys);
     with_dtype(cache.value.dtype, [&](auto dtype) HWY_ATTR {
       constexpr DType kDType = decltype(dtype)::value;
       if (finite) {
-        accumulate_narrow<kRows, kDType>(rows_, next, scores_, keep, cache.head_size_v, acc_);
+        accumulate_narrow<kRows, kDType>(rows_, next, own_.scores, keep, cache.head_size_v,
+                                         own_.acc);
         return;
       }
       for (std::int64_t row = 0; row < num_rows(); ++row) {
-        accumulate_visible_narrow<kDType>(rows_, scores_ + row * kBlockKeys, keep[row],
-                                          cache.head_size_v, acc_ + row * padded_v_);
+        accumulate_visible_narrow<kDType>(rows_, own_.scores + row * kBlockKeys, keep[row],
+                                          cache.head_size_v, own_.acc + row * padded_v_);
       }
     });
   }
@@ -280,11 +327,10 @@ class NarrowTile : TileBase {
   ScoreRules rules_;
   BlockRows rows_;
   BlockRows next_;
+  NarrowScratch own_;
   core::SoftmaxState state_[kRows];
-  float* query_;   // [kRows, padded_qk_]
-  float* acc_;     // [kRows, padded_v_]
-  float* scores_;  // [kRows, kBlockKeys]
-  float* row_;
+  core::SoftmaxState folded_state_[kRows];
+  bool folded_any_ = false;
 };
 
 void AttendShare(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
@@ -294,13 +340,13 @@ void AttendShare(const AttendCall& call, std::int32_t tile_class, std::int32_t w
     if (rows > kNarrowRows) {
       WideTile(call, piece, scratch).run();
     } else if (rows > 4) {
-      NarrowTile<8>(call, piece, scratch).run();
+      NarrowTile<8>(call, piece, Scratch(scratch)).run();
     } else if (rows > 2) {
-      NarrowTile<4>(call, piece, scratch).run();
+      NarrowTile<4>(call, piece, Scratch(scratch)).run();
     } else if (rows > 1) {
-      NarrowTile<2>(call, piece, scratch).run();
+      NarrowTile<2>(call, piece, Scratch(scratch)).run();
     } else {
-      NarrowTile<1>(call, piece, scratch).run();
+      NarrowTile<1>(call, piece, Scratch(scratch)).run();
     }
   });
 }
@@ -322,13 +368,13 @@ void attend_share(const AttendCall& call, std::int32_t tile_class, std::int32_t 
 
 std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t head_size_qk,
                                   std::int64_t head_size_v) {
-  constexpr std::int64_t kMostGroupWidth = 48;  // 3 vectors of 16 lanes
-  constexpr std::int64_t kRowArrays = 7;
-  constexpr std::int64_t kPieces = 14;  // each rounded up to 64 bytes
-  const std::int64_t floats = (rows + kBlockKeys) * (head_size_qk + head_size_v) +
-                              (kBlockKeys + 1) * kMostGroupWidth +
-                              std::max(head_size_qk, head_size_v) + kRowArrays * rows;
-  return (floats * static_cast<std::int64_t>(sizeof(float)) + kPieces * 64 + 63) / 64 * 64;
+  // What the widest target takes: a group of 3 vectors of 16 lanes, head sizes padded to 16.
+  constexpr std::int64_t kMostGroupWidth = 48;
+  Scratch wide(nullptr);
+  WideScratch(wide, rows, kMostGroupWidth, head_size_qk, head_size_v);
+  Scratch narrow(nullptr);
+  NarrowScratch(narrow, kNarrowRows, head_size_qk + 8, head_size_v + 8);
+  return std::max(wide.bytes(), narrow.bytes());
 }
 
 }  // namespace diffkv::cpu

@@ -8,7 +8,9 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <string>
 
+#include "core/validate.h"
 #include "cpu/kernels.h"
 #include "cpu/merge_states.h"
 #include "cpu/targets.h"
@@ -22,14 +24,20 @@ namespace {
 constexpr std::int64_t kAlignment = 64;
 // Shares of a line of work a thread: spare ones even out threads that were held up.
 constexpr std::int32_t kSharesPerThread = 4;
-// Cost units: a block of keys on one vector of 16 rows is one arithmetic unit plus its conversion.
+// Cost of a block of keys and of a tile, in conversions of a block: a decode tile adds up to three
+// of arithmetic, a prefill tile about nineteen.
 constexpr std::int32_t kDecodeBlockCost = 4;
 constexpr std::int32_t kPrefillBlockCost = 20;
 
 class CpuBackend final : public Backend {
  public:
-  // Throws Error(kUnavailable) if DIFFKV_CPU_TARGET names a target that is not there.
-  CpuBackend() { set_target(""); }
+  CpuBackend() {
+    try {
+      set_target("");
+    } catch (const Error& error) {
+      unavailable_ = error.what();  // DIFFKV_CPU_TARGET names a target that is not there
+    }
+  }
 
   std::string_view name() const override { return "cpu"; }
   DeviceType device_type() const override { return DeviceType::kCpu; }
@@ -38,18 +46,26 @@ class CpuBackend final : public Backend {
     return fmt::format("CPU, {}, {} threads", current_target(), omp_get_max_threads());
   }
 
-  Support available() const override { return {true, "", "cpu/" + current_target()}; }
-
-  Support supports(const Problem& problem) const override {
-    if (problem.output_block_scale) {
-      return {false, "output_block_scale is not supported", ""};
-    }
-    return {true, "", "decode+prefill/" + current_target()};
+  Support available() const override {
+    if (!unavailable_.empty()) return {false, unavailable_, ""};
+    return {true, "", "cpu/" + current_target()};
   }
 
-  ScheduleLimits limits(const PlanKey& key) const override {
+  Support supports(const Problem& problem) const override {
+    try {
+      core::validate_key(problem.key);
+      core::validate_output_dtype(problem.key, problem.output_scale, problem.output_dtype);
+    } catch (const Error& error) {
+      return {false, error.what(), ""};
+    }
+    if (!problem.dense && problem.block_size < 1) return {false, "block_size is below 1", ""};
+    if (problem.output_block_scale) return {false, "output_block_scale is not supported", ""};
+    return {true, "", "narrow+wide/" + current_target()};
+  }
+
+  ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const override {
     ScheduleLimits limits;
-    limits.threads = omp_get_max_threads();
+    limits.threads = threads > 0 ? threads : omp_get_max_threads();
     limits.num_classes = 2;
     limits.scratch_bytes = attend_scratch_bytes(kPrefillRows, key.head_size_qk, key.head_size_v);
     TileClass& decode = limits.classes[0];
@@ -61,6 +77,8 @@ class CpuBackend final : public Backend {
     prefill.tile_rows = kPrefillRows;
     prefill.block_cost = kPrefillBlockCost;
     prefill.tile_cost = kPrefillBlockCost;
+    // Its partials are wide: fewer of them.
+    prefill.invariant_max_pieces = 4;
     for (TileClass* cls : {&decode, &prefill}) {
       cls->block_keys = kBlockKeys;
       cls->workers = limits.threads * kSharesPerThread;
@@ -105,14 +123,17 @@ class CpuBackend final : public Backend {
 
   void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                Stream /*stream*/) const override {
-    for_each_share(params, args, plan, combine_share);
+    if (plan::cuts_tiles(plan.limits(), plan.key().policy, plan.tables())) {
+      for_each_share(params, args, plan, combine_share);
+    }
   }
 
   void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
                          const TensorView& output, const TensorView& lse,
                          Stream /*stream*/) const override {
     const MergeCall call{a, b, sinks, output, lse};
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) \
+    schedule(static) if (output.shape[0] * output.shape[1] >= kRowsForThreads)
     for (std::int64_t token = 0; token < output.shape[0]; ++token) {
       for (std::int64_t head = 0; head < output.shape[1]; ++head) merge_row(call, token, head);
     }
@@ -131,6 +152,8 @@ class CpuBackend final : public Backend {
 
  private:
   static constexpr std::int64_t kTokensPerPart = 16;
+  // Rows below which threads cost more than they save.
+  static constexpr std::int64_t kRowsForThreads = 64;
 
   // Runs every worker's share of every class on the plan's threads.
   template <class Fn>
@@ -149,6 +172,8 @@ class CpuBackend final : public Backend {
       fn(call, cls, worker, plan.tables().scratch + omp_get_thread_num() * limits.scratch_bytes);
     }
   }
+
+  std::string unavailable_;  // why, or empty
 };
 
 }  // namespace

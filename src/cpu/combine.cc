@@ -21,11 +21,9 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
     core::SoftmaxState state;
     std::fill_n(acc, head_size_v, 0.0F);
     plan::for_each_partial(call.schedule, tile_class, worker, first, [&](std::int32_t slot) {
-      const std::int64_t at = std::int64_t{slot} * tables.partial_rows + row;
+      const std::int64_t at = plan::partial_row(call.schedule, tile_class, slot, row);
       const float* part = tables.partial_acc + at * tables.partial_stride;
       const core::SoftmaxState other{tables.partial_max[at], tables.partial_sum[at]};
-      // A part that saw nothing has nothing to add, whatever hidden values left in it.
-      if (other.max == core::kNegInf && other.sum == 0.0F) return;
       float keep = 0.0F;
       float add = 0.0F;
       core::merge(state, other, keep, add);

@@ -19,6 +19,10 @@ inline constexpr std::int32_t kPrefillRows = 96;
 // Keys that are converted, scored and summed at a time.
 inline constexpr std::int32_t kBlockKeys = 64;
 
+// A sum is folded into an outer one after so many blocks: rounding grows with the number of terms,
+// so a million keys are 128 terms of 128 blocks.
+inline constexpr std::int32_t kFoldBlocks = 128;
+
 // What all workers of one call of attend share.
 struct AttendCall {
   const AttentionParams* params = nullptr;

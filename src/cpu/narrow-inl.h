@@ -17,8 +17,8 @@
 #include "core/softmax.h"
 #include "cpu/codec-inl.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes-inl.h"
 #include "cpu/tile_base.h"
-#include "cpu/wide-inl.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
@@ -133,17 +133,10 @@ HWY_INLINE void apply_rules_to_row(const ScoreRules& rules, float slope, std::in
   const LaneTag d;
   const IntTag di;
   for (std::int64_t k = 0; k < num_keys; k += kLanes) {
-    const auto key = hn::Iota(di, first_key + static_cast<std::int32_t>(k));
-    LaneVec s = hn::Load(d, scores + k);
-    if (rules.soft_cap > 0.0F) s = soft_cap(rules.soft_cap, s);
-    if (rules.alibi_sqrt) {
-      const auto distance = hn::Max(hn::Sub(hn::Set(di, position), key), hn::Zero(di));
-      s = hn::NegMulAdd(hn::Set(d, slope), hn::Sqrt(hn::ConvertTo(d, distance)), s);
-    } else if (rules.alibi) {
-      const auto distance = hn::Sub(key, hn::Set(di, rules.context_len));
-      s = hn::MulAdd(hn::Set(d, slope), hn::ConvertTo(d, distance), s);
-    }
-    hn::Store(s, d, scores + k);
+    const IntVec key = hn::Iota(di, first_key + static_cast<std::int32_t>(k));
+    const LaneVec s = hn::Load(d, scores + k);
+    hn::Store(adjust_scores(rules, s, hn::Set(d, slope), key, hn::Set(di, position)), d,
+              scores + k);
   }
 }
 
@@ -152,22 +145,18 @@ HWY_INLINE void apply_mask_to_row(const core::RowKeys& sees, KeyRange range,
                                   float* HWY_RESTRICT scores) {
   const LaneTag d;
   const IntTag di;
-  const std::int32_t end = std::min(sees.end, range.end);
-  const std::int32_t prefix_end = std::min(sees.prefix_end, range.end);
+  const IntVec prefix_end = hn::Set(di, std::min(sees.prefix_end, range.end));
+  const IntVec begin = hn::Set(di, sees.begin);
+  const IntVec end = hn::Set(di, std::min(sees.end, range.end));
   for (std::int32_t k = range.begin; k < range.end; k += static_cast<std::int32_t>(kLanes)) {
-    const auto key = hn::Iota(di, k);
-    const auto in_window =
-        hn::AndNot(hn::Lt(key, hn::Set(di, sees.begin)), hn::Lt(key, hn::Set(di, end)));
-    const auto seen = hn::Or(in_window, hn::Lt(key, hn::Set(di, prefix_end)));
     float* HWY_RESTRICT at = scores + (k - range.begin);
-    hn::Store(hn::IfThenElse(hn::RebindMask(d, seen), hn::Load(d, at), hn::Set(d, core::kNegInf)),
-              d, at);
+    hn::Store(hide_scores(hn::Load(d, at), hn::Iota(di, k), prefix_end, begin, end), d, at);
   }
 }
 
 // One row's scores to probabilities, as softmax_block does. Returns the factor of what was
 // accumulated before.
-HWY_INLINE float softmax_row(float* HWY_RESTRICT scores, std::int64_t num_keys, bool mark_hidden,
+HWY_INLINE float softmax_row(float* HWY_RESTRICT scores, std::int64_t num_keys,
                              core::SoftmaxState& state) {
   const LaneTag d;
   const LaneVec hidden = hn::Set(d, core::kNegInf);
@@ -178,9 +167,8 @@ HWY_INLINE float softmax_row(float* HWY_RESTRICT scores, std::int64_t num_keys, 
   LaneVec sum = hn::Zero(d);
   for (std::int64_t k = 0; k < num_keys; k += kLanes) {
     const LaneVec s = hn::Load(d, scores + k);
-    LaneVec p = exp_nonpositive(hn::Sub(s, base));
+    const LaneVec p = exp_nonpositive(hn::Sub(s, base));
     sum = hn::Add(sum, p);
-    if (mark_hidden) p = hn::IfThenElse(hn::Eq(s, hidden), hn::Set(d, -0.0F), p);
     hn::Store(p, d, scores + k);
   }
   const float keep = hn::GetLane(exp_nonpositive(hn::Sub(hn::Set(d, state.max), base)));
@@ -241,17 +229,23 @@ HWY_NOINLINE void accumulate_narrow(const BlockRows& rows, const BlockRows& next
   }
 }
 
-// The same leaving out hidden keys (marked -0), for blocks with a NaN or infinite value.
+// One row's acc [padded head_size_v] leaving out hidden keys (marked -0), for blocks with a NaN or
+// infinite value. The order of operations is that of accumulate_columns, so what hidden slots hold
+// does not change a bit of the result.
 template <DType kDType>
 HWY_INLINE void accumulate_visible_narrow(const BlockRows& rows, const float* HWY_RESTRICT p,
                                           float keep, std::int64_t head_size_v,
                                           float* HWY_RESTRICT acc) {
-  for (std::int64_t c = 0; c < head_size_v; ++c) {
-    acc[c] *= keep;
+  const LaneTag d;
+  for (std::int64_t c = 0; c < head_size_v; c += kLanes) {
+    LaneVec sum = hn::Zero(d);
     for (std::int64_t k = 0; k < rows.count(); ++k) {
       if (core::bits_of(p[k]) == core::bits_of(-0.0F)) continue;
-      acc[c] += p[k] * core::load_element(kDType, rows.value[static_cast<std::size_t>(k)], c);
+      const LaneVec value =
+          load_padded<kDType>(d, rows.value[static_cast<std::size_t>(k)], c, head_size_v);
+      sum = hn::MulAdd(hn::Set(d, p[k]), value, sum);
     }
+    hn::Store(hn::MulAdd(hn::Load(d, acc + c), hn::Set(d, keep), sum), d, acc + c);
   }
 }
 

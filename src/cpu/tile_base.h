@@ -16,20 +16,23 @@
 
 namespace diffkv::cpu {
 
-// Hands out a thread's scratch in 64-byte pieces.
+// Hands out a thread's scratch in 64-byte pieces; with a null base it only counts.
 class Scratch {
  public:
-  explicit Scratch(std::byte* base) : at_(base) {}
+  explicit Scratch(std::byte* base) : base_(base) {}
 
   template <class T>
   T* take(std::int64_t count) {
-    T* piece = reinterpret_cast<T*>(at_);
-    at_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
+    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
+    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
     return piece;
   }
 
+  std::int64_t bytes() const { return bytes_; }
+
  private:
-  std::byte* at_;
+  std::byte* base_;
+  std::int64_t bytes_ = 0;
 };
 
 // Where the keys and values of a block are.
@@ -113,6 +116,77 @@ struct RowInfo {
   std::int32_t* end = nullptr;
   std::int32_t* position = nullptr;  // p
   float* slope = nullptr;            // ALiBi
+
+  RowInfo() = default;
+  RowInfo(Scratch& take, std::int64_t width)
+      : prefix_end(take.take<std::int32_t>(width)),
+        begin(take.take<std::int32_t>(width)),
+        end(take.take<std::int32_t>(width)),
+        position(take.take<std::int32_t>(width)),
+        slope(take.take<float>(width)) {}
+
+  // The same from row `row` on.
+  RowInfo from(std::int64_t row) const {
+    RowInfo rest;
+    rest.prefix_end = prefix_end + row;
+    rest.begin = begin + row;
+    rest.end = end + row;
+    rest.position = position + row;
+    rest.slope = slope + row;
+    return rest;
+  }
+};
+
+// A wide tile's scratch. `width`: its rows rounded up to whole vectors; a group of rows is
+// `group_width` of them.
+struct WideScratch {
+  float* query;       // [head_size_qk, rows] by groups
+  float* acc;         // [head_size_v, rows] by groups
+  float* folded;      // as acc: what was accumulated before the last fold
+  float* keys;        // [kBlockKeys, head_size_qk]
+  float* values;      // [head_size_v / 8, kBlockKeys, 8]
+  float* scores;      // [kBlockKeys, rows of a group]
+  float* keep;        // [rows of a group]
+  float* row;         // one row of queries or values
+  float* max;         // [width]
+  float* sum;         // [width]
+  float* folded_max;  // [width]
+  float* folded_sum;  // [width]
+  RowInfo rows;       // [width] each
+
+  WideScratch(Scratch& take, std::int64_t width, std::int64_t group_width,
+              std::int64_t head_size_qk, std::int64_t head_size_v)
+      : query(take.take<float>(width * head_size_qk)),
+        acc(take.take<float>(width * head_size_v)),
+        folded(take.take<float>(width * head_size_v)),
+        keys(take.take<float>(kBlockKeys * head_size_qk)),
+        values(take.take<float>(kBlockKeys * head_size_v)),
+        scores(take.take<float>(kBlockKeys * group_width)),
+        keep(take.take<float>(group_width)),
+        row(take.take<float>(std::max(head_size_qk, head_size_v))),
+        max(take.take<float>(width)),
+        sum(take.take<float>(width)),
+        folded_max(take.take<float>(width)),
+        folded_sum(take.take<float>(width)),
+        rows(take, width) {}
+};
+
+// A narrow tile's scratch; head sizes are padded to whole vectors.
+struct NarrowScratch {
+  float* query;   // [rows, padded head_size_qk]
+  float* acc;     // [rows, padded head_size_v]
+  float* folded;  // as acc: what was accumulated before the last fold
+  float* scores;  // [rows, kBlockKeys]
+  float* row;     // one row of values
+  RowInfo info;   // [rows] each
+
+  NarrowScratch(Scratch& take, std::int64_t rows, std::int64_t padded_qk, std::int64_t padded_v)
+      : query(take.take<float>(rows * padded_qk)),
+        acc(take.take<float>(rows * padded_v)),
+        folded(take.take<float>(rows * padded_v)),
+        scores(take.take<float>(rows * kBlockKeys)),
+        row(take.take<float>(padded_v)),
+        info(take, rows) {}
 };
 
 // One piece of a tile.
@@ -152,12 +226,11 @@ class TileBase {
     return params_.scale * q_scale * scale_of(args_.cache.k_scale, piece_.tile.kv_head);
   }
 
-  void find_rows(std::int64_t width, Scratch& take) {
-    for (std::int32_t** array : {&info_.prefix_end, &info_.begin, &info_.end, &info_.position}) {
-      *array = take.take<std::int32_t>(width);
-      std::fill_n(*array, width, 0);
+  void find_rows(std::int64_t width, const RowInfo& info) {
+    info_ = info;
+    for (std::int32_t* array : {info_.prefix_end, info_.begin, info_.end, info_.position}) {
+      std::fill_n(array, width, 0);
     }
-    info_.slope = take.take<float>(width);
     std::fill_n(info_.slope, width, 0.0F);
     all_see_.prefix_end = all_see_.end = seq_.seq_len;
     for (std::int64_t row = 0; row < num_rows(); ++row) {
@@ -187,22 +260,32 @@ class TileBase {
   // the table was in reach.
   bool add_qq_bias(KeyRange range, std::int64_t first_row, std::int64_t count, float* scores,
                    std::int64_t key_stride, std::int64_t row_stride) const {
-    if (!params_.qq_bias.given()) return false;
-    const ConstTensorView& bias = params_.qq_bias;
-    const std::int64_t context_len = seq_.context_len();
-    const std::int64_t first = std::max<std::int64_t>(range.begin, context_len);
-    const std::int64_t last = std::min<std::int64_t>(range.end, context_len + bias.shape[1]);
+    const KeyRange biased = biased_keys(range);
     for (std::int64_t row = 0; row < count; ++row) {
-      const std::int64_t i = index_of(first_row + row);
-      if (i >= bias.shape[0]) break;
-      for (std::int64_t key = first; key < last; ++key) {
-        const float x = core::load_element(
-            bias.dtype, bias.data, i * bias.strides[0] + (key - context_len) * bias.strides[1]);
+      for (std::int64_t key = biased.begin; key < biased.end; ++key) {
+        const float x = qq_bias_at(first_row + row, key);
         float& score = scores[(key - range.begin) * key_stride + row * row_stride];
         score = x == core::kNegInf ? x : score + x;  // -inf hides the key, whatever its score
       }
     }
-    return first < last;
+    return biased.begin < biased.end;
+  }
+
+  // Sets the probabilities of hidden keys to -0, which no exp gives, so that they can be left out
+  // of a sum instead of being multiplied by zero. Layout as in add_qq_bias.
+  void mark_hidden(KeyRange range, std::int64_t first_row, std::int64_t count, float* p,
+                   std::int64_t key_stride, std::int64_t row_stride) const {
+    const KeyRange biased = biased_keys(range);
+    for (std::int64_t row = 0; row < count; ++row) {
+      const std::int64_t r = first_row + row;
+      for (std::int32_t key = range.begin; key < range.end; ++key) {
+        const bool seen =
+            key < info_.prefix_end[r] || (key >= info_.begin[r] && key < info_.end[r]);
+        const bool masked =
+            key >= biased.begin && key < biased.end && qq_bias_at(r, key) == core::kNegInf;
+        if (!seen || masked) p[(key - range.begin) * key_stride + row * row_stride] = -0.0F;
+      }
+    }
   }
 
   // Where the row's accumulator goes: a partial, or `row_buffer` on its way to the output.
@@ -233,7 +316,28 @@ class TileBase {
 
  private:
   std::int64_t partial_row(std::int64_t row) const {
-    return std::int64_t{piece_.slot} * call_.schedule.tables.partial_rows + row;
+    const std::int32_t tile_class = plan::seq_tiles(call_.schedule, seq_.query_len).tile_class;
+    return plan::partial_row(call_.schedule, tile_class, piece_.slot, row);
+  }
+
+  // Keys of the range that qq_bias has columns for.
+  KeyRange biased_keys(KeyRange range) const {
+    if (!params_.qq_bias.given()) return {};
+    const std::int64_t context_len = seq_.context_len();
+    const std::int64_t last = context_len + params_.qq_bias.shape[1];
+    const auto clamped = [&](std::int64_t key) {
+      return static_cast<std::int32_t>(std::clamp<std::int64_t>(key, range.begin, range.end));
+    };
+    return {clamped(context_len), clamped(last)};
+  }
+
+  // qq_bias of a row and a key of biased_keys; 0 below the table.
+  float qq_bias_at(std::int64_t row, std::int64_t key) const {
+    const ConstTensorView& bias = params_.qq_bias;
+    const std::int64_t i = index_of(row);
+    if (i >= bias.shape[0]) return 0.0F;
+    return core::load_element(bias.dtype, bias.data,
+                              i * bias.strides[0] + (key - seq_.context_len()) * bias.strides[1]);
   }
 
   core::RowKeys all_see_;  // keys that every row sees

@@ -14,21 +14,15 @@
 #include <cstdint>
 #include <limits>
 
-#include "core/softmax.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes-inl.h"
 #include "cpu/tile_base.h"
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace diffkv::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-
-using LaneTag = hn::CappedTag<float, 16>;
-using LaneVec = hn::Vec<LaneTag>;
-using IntTag = hn::RebindToSigned<LaneTag>;
-inline constexpr std::int64_t kLanes = static_cast<std::int64_t>(hn::MaxLanes(LaneTag()));
 
 // 3 vectors of rows x 8 keys (or value columns) keep 24 of 32 registers busy on AVX-512; the
 // targets with 16 registers take 4 keys.
@@ -38,32 +32,6 @@ inline constexpr int kColumns = kVectors == 1 || kLanes == 16 ? 8 : 4;
 // Keys of a scored block are padded to this.
 inline constexpr std::int64_t kKeyPadding = 8;
 
-// exp(x) for x <= 0, relative error below 1e-7: 2^n (1 + r + r^2 q(r)), q a degree-4 minimax fit of
-// (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, weighted for the relative error of exp. Below -87,
-// where the result would leave fp32's normal range, 0. NaN stays NaN.
-HWY_INLINE LaneVec exp_nonpositive(LaneVec x) {
-  const LaneTag d;
-  const IntTag di;
-  const LaneVec least = hn::Set(d, -87.0F);
-  const LaneVec clamped = hn::IfThenElse(hn::Lt(x, least), least, x);
-  // round(x / ln 2) appears in the low mantissa bits of x / ln 2 + 1.5 * 2^23.
-  const LaneVec magic = hn::Set(d, 12582912.0F);
-  const LaneVec shifted = hn::MulAdd(clamped, hn::Set(d, 1.44269504F), magic);
-  const LaneVec n = hn::Sub(shifted, magic);
-  // ln 2 = 0.693359375 - 2.12194440e-4, the first part exact in few bits.
-  LaneVec r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), clamped);
-  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4F), r);
-  LaneVec q = hn::MulAdd(hn::Set(d, 0.00138145394F), r, hn::Set(d, 0.00836874545F));
-  q = hn::MulAdd(q, r, hn::Set(d, 0.0416683890F));
-  q = hn::MulAdd(q, r, hn::Set(d, 0.166665211F));
-  q = hn::MulAdd(q, r, hn::Set(d, 0.49999994F));
-  const LaneVec y = hn::Add(hn::MulAdd(q, hn::Mul(r, r), r), hn::Set(d, 1.0F));
-  const LaneVec scaled =
-      hn::BitCast(d, hn::Add(hn::BitCast(di, y), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
-  // Adding to the exponent would lose a NaN whose mantissa overflows; such an x fails both tests.
-  return hn::IfThenElse(hn::Ge(x, least), scaled, hn::IfThenElse(hn::Lt(x, least), hn::Zero(d), x));
-}
-
 // One row group's place in a tile's scratch; `width` = vectors * kLanes.
 struct GroupBuffers {
   const float* query = nullptr;  // [head_size_qk, width], scaled
@@ -72,16 +40,6 @@ struct GroupBuffers {
   float* max = nullptr;          // [width]
   float* sum = nullptr;          // [width]
   RowInfo rows;                  // [width] each
-};
-
-// What is done to the scores of a block besides scaling.
-struct ScoreRules {
-  float soft_cap = 0.0F;
-  bool alibi = false;
-  bool alibi_sqrt = false;
-  std::int32_t context_len = 0;
-
-  bool any() const { return soft_cap > 0.0F || alibi; }
 };
 
 // scores[key, row] = sum over d of key[key, d] * query[d, row], for keys padded to kKeyPadding.
@@ -117,35 +75,18 @@ HWY_NOINLINE void score_block(const GroupBuffers& group, const float* HWY_RESTRI
   }
 }
 
-// cap * tanh(s / cap); NaN stays NaN.
-HWY_INLINE LaneVec soft_cap(float cap, LaneVec s) {
-  const LaneTag d;
-  const LaneVec x = hn::Mul(s, hn::Set(d, 1.0F / cap));
-  return hn::IfThenElse(hn::IsNaN(x), x, hn::Mul(hn::Set(d, cap), hn::Tanh(d, x)));
-}
-
 // Soft cap and ALiBi on the scores of keys first_key .. first_key + num_keys - 1.
 HWY_INLINE void apply_rules(const ScoreRules& rules, const GroupBuffers& group, std::int64_t width,
                             std::int32_t first_key, std::int64_t num_keys) {
   const LaneTag d;
   const IntTag di;
-  for (std::int64_t k = 0; k < num_keys; ++k) {
-    const std::int32_t key = first_key + static_cast<std::int32_t>(k);
-    for (std::int64_t r = 0; r < width; r += kLanes) {
+  for (std::int64_t r = 0; r < width; r += kLanes) {
+    const LaneVec slope = hn::Load(d, group.rows.slope + r);
+    const IntVec position = hn::Load(di, group.rows.position + r);
+    for (std::int64_t k = 0; k < num_keys; ++k) {
+      const IntVec key = hn::Set(di, first_key + static_cast<std::int32_t>(k));
       float* HWY_RESTRICT at = group.scores + k * width + r;
-      LaneVec s = hn::Load(d, at);
-      if (rules.soft_cap > 0.0F) s = soft_cap(rules.soft_cap, s);
-      if (rules.alibi) {
-        const LaneVec slope = hn::Load(d, group.rows.slope + r);
-        if (rules.alibi_sqrt) {
-          const auto distance = hn::Max(
-              hn::Sub(hn::Load(di, group.rows.position + r), hn::Set(di, key)), hn::Zero(di));
-          s = hn::NegMulAdd(slope, hn::Sqrt(hn::ConvertTo(d, distance)), s);
-        } else {
-          s = hn::MulAdd(slope, hn::Set(d, static_cast<float>(key - rules.context_len)), s);
-        }
-      }
-      hn::Store(s, d, at);
+      hn::Store(adjust_scores(rules, hn::Load(d, at), slope, key, position), d, at);
     }
   }
 }
@@ -155,25 +96,21 @@ HWY_INLINE void apply_mask(const GroupBuffers& group, std::int64_t width, std::i
                            std::int64_t num_keys) {
   const LaneTag d;
   const IntTag di;
-  const LaneVec hidden = hn::Set(d, core::kNegInf);
   for (std::int64_t r = 0; r < width; r += kLanes) {
-    const auto prefix_end = hn::Load(di, group.rows.prefix_end + r);
-    const auto begin = hn::Load(di, group.rows.begin + r);
-    const auto end = hn::Load(di, group.rows.end + r);
+    const IntVec prefix_end = hn::Load(di, group.rows.prefix_end + r);
+    const IntVec begin = hn::Load(di, group.rows.begin + r);
+    const IntVec end = hn::Load(di, group.rows.end + r);
     for (std::int64_t k = 0; k < num_keys; ++k) {
-      const auto key = hn::Set(di, first_key + static_cast<std::int32_t>(k));
-      const auto in_window = hn::AndNot(hn::Lt(key, begin), hn::Lt(key, end));
-      const auto seen = hn::Or(in_window, hn::Lt(key, prefix_end));
+      const IntVec key = hn::Set(di, first_key + static_cast<std::int32_t>(k));
       float* HWY_RESTRICT at = group.scores + k * width + r;
-      hn::Store(hn::IfThenElse(hn::RebindMask(d, seen), hn::Load(d, at), hidden), d, at);
+      hn::Store(hide_scores(hn::Load(d, at), key, prefix_end, begin, end), d, at);
     }
   }
 }
 
 // Scores to probabilities against the new running max; sum is updated, `keep` [width] gets the
-// factor of what was accumulated before. With kMarkHidden a score of -inf leaves -0 and not +0, so
-// that accumulate_visible can tell it from an underflow.
-template <int kVectors, bool kMarkHidden>
+// factor of what was accumulated before.
+template <int kVectors>
 HWY_NOINLINE void softmax_block(const GroupBuffers& group, std::int64_t num_keys,
                                 float* HWY_RESTRICT keep) {
   constexpr std::int64_t kWidth = kVectors * kLanes;
@@ -191,9 +128,8 @@ HWY_NOINLINE void softmax_block(const GroupBuffers& group, std::int64_t num_keys
     LaneVec sum = hn::Zero(d);
     for (std::int64_t k = 0; k < num_keys; ++k) {
       const LaneVec s = hn::Load(d, scores + k * kWidth);
-      LaneVec p = exp_nonpositive(hn::Sub(s, base));
+      const LaneVec p = exp_nonpositive(hn::Sub(s, base));
       sum = hn::Add(sum, p);
-      if constexpr (kMarkHidden) p = hn::IfThenElse(hn::Eq(s, hidden), hn::Set(d, -0.0F), p);
       hn::Store(p, d, scores + k * kWidth);
     }
     const LaneVec factor = exp_nonpositive(hn::Sub(old_max, base));
@@ -242,7 +178,8 @@ HWY_NOINLINE void accumulate_block(const GroupBuffers& group, const float* HWY_R
 }
 
 // The same where some value of the block is NaN or infinite and some row does not see every key:
-// hidden keys (marked -0) are left out, not multiplied by zero.
+// hidden keys (marked -0) are left out, not multiplied by zero. The order of operations is that of
+// accumulate_block, so what hidden slots hold does not change a bit of the result.
 HWY_INLINE void accumulate_visible(const GroupBuffers& group, std::int64_t width,
                                    const float* HWY_RESTRICT values, std::int64_t num_keys,
                                    std::int64_t head_size_v, const float* HWY_RESTRICT keep) {
@@ -251,15 +188,15 @@ HWY_INLINE void accumulate_visible(const GroupBuffers& group, std::int64_t width
   for (std::int64_t c = 0; c < head_size_v; ++c) {
     for (std::int64_t r = 0; r < width; r += kLanes) {
       float* HWY_RESTRICT at = group.acc + c * width + r;
-      LaneVec acc = hn::Mul(hn::Load(d, at), hn::Load(d, keep + r));
+      LaneVec sum = hn::Zero(d);
       for (std::int64_t k = 0; k < num_keys; ++k) {
         const LaneVec p = hn::Load(d, group.scores + k * width + r);
         const auto hidden = hn::RebindMask(
             d, hn::Eq(hn::BitCast(di, p), hn::Set(di, std::numeric_limits<std::int32_t>::min())));
         const LaneVec x = hn::Set(d, values[(c / 8) * (kBlockKeys * 8) + k * 8 + c % 8]);
-        acc = hn::IfThenElse(hidden, acc, hn::MulAdd(x, p, acc));
+        sum = hn::IfThenElse(hidden, sum, hn::MulAdd(x, p, sum));
       }
-      hn::Store(acc, d, at);
+      hn::Store(hn::MulAdd(hn::Load(d, at), hn::Load(d, keep + r), sum), d, at);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -20,29 +21,29 @@ namespace {
 
 constexpr std::int64_t kAlignment = 64;
 
-// Partial slots that any batch within the maxima can need.
+// Partial slots of a class that any batch within the maxima can need.
 std::int64_t slot_capacity(const PlanKey& key, const ScheduleLimits& limits,
-                           const PlanMaxima& maxima) {
-  if (key.policy == SchedulePolicy::kBalanced) {
-    std::int64_t slots = 0;
-    for (std::int32_t c = 0; c < limits.num_classes; ++c) slots += 2 * limits.classes[c].workers;
-    return slots;
-  }
-  // A worker's share cuts tiles only at absolute key ranges: every tile of a cut sequence has at
-  // most `pieces` of them.
-  const std::int64_t pieces = std::min<std::int64_t>(
-      limits.invariant_max_pieces,
-      (maxima.max_seq_len + plan::kLeastInvariantKeys - 1) / plan::kLeastInvariantKeys);
+                           const PlanMaxima& maxima, std::int32_t tile_class) {
+  const TileClass& cls = limits.classes[tile_class];
+  // A worker's share cuts at most two tiles, one where it starts and one where it ends.
+  if (key.policy == SchedulePolicy::kBalanced) return 2 * std::int64_t{cls.workers};
+  constexpr std::int64_t kLength = plan::kLeastInvariantKeys;
+  std::int64_t pieces = std::min<std::int64_t>(cls.invariant_max_pieces,
+                                               (maxima.max_seq_len + kLength - 1) / kLength);
+  const std::int64_t span =
+      plan::window_span(key.mask, key.mask.causal && !key.causal_per_seq, key.mm_ranges, cls);
+  if (span > 0) pieces = std::min(pieces, plan::ranges_reached(span, kLength));
   if (pieces <= 1) return 0;
-  std::int64_t tiles = 0;
-  std::int64_t least_rows = limits.classes[0].tile_rows;
-  for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    tiles = std::max<std::int64_t>(tiles, limits.classes[c].invariant_max_tiles);
-    least_rows = std::min<std::int64_t>(least_rows, limits.classes[c].tile_rows);
+  const bool last = tile_class + 1 == limits.num_classes;
+  const std::int64_t least_rows =
+      tile_class == 0 ? 1 : std::int64_t{limits.classes[tile_class - 1].max_seq_rows} + 1;
+  const std::int64_t seqs =
+      std::min({maxima.max_seqs, maxima.max_tokens, maxima.max_tokens * key.group() / least_rows});
+  std::int64_t tiles = cls.invariant_max_tiles;
+  if (!last) {
+    tiles = std::min<std::int64_t>(tiles, (cls.max_seq_rows + cls.tile_rows - 1) / cls.tile_rows);
   }
-  const std::int64_t by_rows =
-      maxima.max_tokens * key.group() / least_rows + std::min(maxima.max_seqs, maxima.max_tokens);
-  return key.num_kv_heads * pieces * std::min(maxima.max_seqs * tiles, by_rows);
+  return key.num_kv_heads * pieces * seqs * tiles;
 }
 
 // Hands out aligned pieces of the workspace; with a null base it only counts.
@@ -70,28 +71,30 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
   detail::PlanTables tables;
   tables.query_start_loc = layout.take<std::int32_t>(maxima.max_seqs + 1);
   tables.seq_lens = layout.take<std::int32_t>(maxima.max_seqs);
-  std::int32_t slot = 0;
+  std::int64_t slots = 0;
+  std::int64_t rows = 0;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
     tables.cost_before[c] = layout.take<std::int64_t>(maxima.max_seqs + 1);
     tables.starts[c] = layout.take<detail::WorkStart>(limits.classes[c].workers + 1);
-    tables.first_slot[c] = slot;
-    slot += 2 * limits.classes[c].workers;
-    tables.partial_rows = std::max(tables.partial_rows, limits.classes[c].tile_rows);
+    tables.first_slot[c] = static_cast<std::int32_t>(slots);
+    tables.first_partial_row[c] = rows;
+    const std::int64_t capacity = slot_capacity(key, limits, maxima, c);
+    slots += capacity;
+    rows += capacity * limits.classes[c].tile_rows;
+    if (slots > std::numeric_limits<std::int32_t>::max()) {
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("max_tokens {}, max_seqs {} and max_seq_len {} need {} partials, more "
+                      "than a batch-invariant plan can number",
+                      maxima.max_tokens, maxima.max_seqs, maxima.max_seq_len, slots));
+    }
   }
   if (key.policy == SchedulePolicy::kBatchInvariant) {
-    tables.slot_before = layout.take<std::int32_t>(maxima.max_seqs + 1);
-  }
-  const std::int64_t slots = slot_capacity(key, limits, maxima);
-  if (slots > std::numeric_limits<std::int32_t>::max() / tables.partial_rows) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("max_tokens {}, max_seqs {} and max_seq_len {} need {} partials, more "
-                            "than a batch-invariant plan can number",
-                            maxima.max_tokens, maxima.max_seqs, maxima.max_seq_len, slots));
+    tables.slot_before = layout.take<std::int32_t>(maxima.max_seqs);
   }
   tables.num_slots = static_cast<std::int32_t>(slots);
   tables.partial_stride =
       static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(key.head_size_v)));
-  const std::int64_t rows = std::int64_t{tables.num_slots} * tables.partial_rows;
   tables.partial_acc = layout.take<float>(rows * tables.partial_stride);
   tables.partial_max = layout.take<float>(rows);
   tables.partial_sum = layout.take<float>(rows);
@@ -116,8 +119,8 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
   }
   const ScheduleView view = schedule_view(key, limits, tables, batch);
 
+  std::array<std::int32_t, kMaxTileClasses> next_slot = tables.first_slot;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) tables.cost_before[c][0] = 0;
-  if (tables.slot_before != nullptr) tables.slot_before[0] = 0;
   for (std::int32_t s = 0; s < view.num_seqs; ++s) {
     const SeqMask seq = seq_mask(view, s);
     const SeqTiles tiles = seq_tiles(view, seq.query_len);
@@ -126,9 +129,12 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
       tables.cost_before[c][s + 1] = tables.cost_before[c][s] + (c == tiles.tile_class ? cost : 0);
     }
     if (tables.slot_before != nullptr) {
-      const std::int32_t pieces = invariant_cut(view, tiles, seq.seq_len).pieces;
-      const std::int32_t slots = pieces > 1 ? pieces * tiles.tiles_per_head * view.num_kv_heads : 0;
-      tables.slot_before[s + 1] = tables.slot_before[s] + slots;
+      const plan::InvariantCut cut = invariant_cut(view, tiles, seq);
+      tables.slot_before[s] = next_slot[tiles.tile_class];
+      if (cut.ranges > 1) {
+        next_slot[tiles.tile_class] +=
+            cut.slots_per_tile * tiles.tiles_per_head * view.num_kv_heads;
+      }
     }
   }
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
@@ -148,7 +154,7 @@ std::int64_t workspace_bytes(const Backend& backend, const PlanKey& key, const P
   core::validate_key(key);
   core::validate_maxima(key, maxima);
   Layout layout(nullptr);
-  lay_out(key, backend.limits(key), maxima, layout);
+  lay_out(key, backend.limits(key, maxima.threads), maxima, layout);
   return layout.bytes();
 }
 
@@ -159,12 +165,15 @@ Plan make_plan(const Backend& backend, const PlanKey& key, const PlanMaxima& max
   core::validate_device(backend, "query_start_loc", batch.query_start_loc.device);
   core::validate_batch(key, maxima, batch);
   Plan plan;
-  plan.key_ = key;
-  plan.limits_ = backend.limits(key);
+  plan.key_ = core::normalised(key);
+  plan.limits_ = backend.limits(key, maxima.threads);
   plan.device_ = batch.query_start_loc.device;
+  plan.mask_fingerprint_ = core::mask_fingerprint(batch);
+  Layout count(nullptr);
+  lay_out(key, plan.limits_, maxima, count);
+  core::validate_workspace(workspace, count.bytes(), batch.query_start_loc.device);
   Layout layout(workspace.data);
   plan.tables_ = lay_out(key, plan.limits_, maxima, layout);
-  core::validate_workspace(workspace, layout.bytes(), batch.query_start_loc.device);
   plan.tables_.num_seqs = static_cast<std::int32_t>(batch.num_seqs);
   plan.tables_.num_tokens = static_cast<std::int32_t>(batch.num_actual_tokens);
   backend.plan(key, plan.limits_, batch, plan.tables_, stream);
@@ -172,6 +181,7 @@ Plan make_plan(const Backend& backend, const PlanKey& key, const PlanMaxima& max
 }
 
 std::vector<WorkItem> Plan::work_items(const Batch& batch) const {
+  core::validate_planned(batch, *this);
   const plan::ScheduleView view = plan::schedule_view(key_, limits_, tables_, batch);
   std::vector<WorkItem> items;
   for (std::int32_t c = 0; c < limits_.num_classes; ++c) {

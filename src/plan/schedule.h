@@ -94,7 +94,7 @@ DIFFKV_HD inline SeqTiles seq_tiles(const ScheduleView& view, std::int32_t query
     ++tiles.tile_class;
   }
   const std::int32_t tile_rows = view.limits.classes[tiles.tile_class].tile_rows;
-  tiles.tiles_per_head = (tiles.rows + tile_rows - 1) / tile_rows;
+  tiles.tiles_per_head = tiles.rows > 0 ? (tiles.rows - 1) / tile_rows + 1 : 0;
   return tiles;
 }
 
@@ -169,23 +169,41 @@ DIFFKV_HD inline std::int64_t head_cost(const ScheduleView& view, const SeqMask&
   return cost;
 }
 
+// Ranges of L keys that `span` neighbouring keys can reach into.
+DIFFKV_HD inline std::int64_t ranges_reached(std::int64_t span, std::int64_t length) {
+  return (span + length - 2) / length + 1;
+}
+
+// Keys that a tile's rows can see among them, where the mask alone bounds them: a causal sliding
+// window; 0 where it does not.
+DIFFKV_HD inline std::int64_t window_span(const Mask& mask, bool causal, bool mm_ranges,
+                                          const TileClass& cls) {
+  const bool bounded =
+      mask.window > 0 && mask.chunk_size <= 0 && mask.prefix_window <= 0 && causal && !mm_ranges;
+  return bounded ? std::int64_t{mask.window} + cls.tile_rows : 0;
+}
+
 // kBatchInvariant: keys are cut at multiples of L = max(2048, least power of two >= seq_len /
-// S_max), so a sequence's pieces depend on the sequence alone. Returns how many such ranges it has;
-// 1 where it is not cut.
+// S_max), so a sequence's pieces depend on the sequence alone.
 struct InvariantCut {
-  std::int32_t pieces = 1;
-  std::int32_t blocks_per_piece = 0;
+  std::int32_t ranges = 1;          // of L keys that the sequence has; 1: it is not cut
+  std::int32_t slots_per_tile = 1;  // ranges that one of its tiles can reach into
+  std::int32_t blocks_per_range = 0;
 };
 
 DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqTiles& tiles,
-                                            std::int32_t seq_len) {
+                                            const SeqMask& seq) {
   const TileClass& cls = view.limits.classes[tiles.tile_class];
   std::int64_t length = kLeastInvariantKeys;
-  while (length * view.limits.invariant_max_pieces < seq_len) length *= 2;
+  while (length * cls.invariant_max_pieces < seq.seq_len) length *= 2;
   InvariantCut cut;
-  cut.blocks_per_piece = static_cast<std::int32_t>(length / cls.block_keys);
-  if (tiles.tiles_per_head <= cls.invariant_max_tiles && seq_len > length) {
-    cut.pieces = static_cast<std::int32_t>((seq_len + length - 1) / length);
+  cut.blocks_per_range = static_cast<std::int32_t>(length / cls.block_keys);
+  if (tiles.tiles_per_head > cls.invariant_max_tiles || seq.seq_len <= length) return cut;
+  cut.ranges = static_cast<std::int32_t>((seq.seq_len + length - 1) / length);
+  cut.slots_per_tile = cut.ranges;
+  const std::int64_t span = window_span(view.mask, seq.causal, seq.num_mm_ranges > 0, cls);
+  if (span > 0 && ranges_reached(span, length) < cut.ranges) {
+    cut.slots_per_tile = static_cast<std::int32_t>(ranges_reached(span, length));
   }
   return cut;
 }
@@ -193,9 +211,9 @@ DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqT
 // End of the piece that virtual block v is in, by absolute cuts.
 DIFFKV_HD inline std::int32_t invariant_piece_end(const InvariantCut& cut, const Tile& tile,
                                                   std::int32_t v) {
-  if (cut.pieces <= 1) return tile.num_blocks;
-  const std::int32_t range = tile.block_at(v) / cut.blocks_per_piece;
-  return tile.blocks_below((range + 1) * cut.blocks_per_piece);
+  if (cut.ranges <= 1) return tile.num_blocks;
+  const std::int32_t range = tile.block_at(v) / cut.blocks_per_range;
+  return tile.blocks_below((range + 1) * cut.blocks_per_range);
 }
 
 // A piece of a tile: virtual blocks [begin_block, end_block).
@@ -227,8 +245,9 @@ DIFFKV_HD inline std::int32_t slot_of(const ScheduleView& view, std::int32_t til
                                       const Piece& piece) {
   if (piece.first() && piece.last()) return -1;
   if (view.policy == SchedulePolicy::kBatchInvariant) {
-    return view.tables.slot_before[piece.seq] + piece.tile_index * cut.pieces +
-           piece.tile.block_at(piece.begin_block) / cut.blocks_per_piece;
+    const std::int32_t first = piece.tile.block_at(0) / cut.blocks_per_range;
+    return view.tables.slot_before[piece.seq] + piece.tile_index * cut.slots_per_tile +
+           piece.tile.block_at(piece.begin_block) / cut.blocks_per_range - first;
   }
   return view.tables.first_slot[tile_class] + 2 * worker + (piece.first() ? 1 : 0);
 }
@@ -244,7 +263,7 @@ DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
     const SeqTiles tiles = seq_tiles(view, seq.query_len);
     const std::int32_t num_tiles =
         tiles.tile_class == tile_class ? tiles.tiles_per_head * view.num_kv_heads : 0;
-    const InvariantCut cut = invariant_cut(view, tiles, seq.seq_len);
+    const InvariantCut cut = invariant_cut(view, tiles, seq);
     for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
       Piece piece;
       piece.seq = at.seq;
@@ -254,6 +273,8 @@ DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
                                          ? stop.block
                                          : piece.tile.num_blocks;
       piece.begin_block = at.block;
+      // Only a mask that changed after planning makes a share start past its tile.
+      if (at.block > 0 && at.block >= share_end) continue;
       do {
         piece.end_block = share_end;
         if (view.policy == SchedulePolicy::kBatchInvariant && piece.tile.num_blocks > 0) {
@@ -271,6 +292,18 @@ DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
   }
 }
 
+// Whether any tile is cut, so that there is something to combine. Host tables only.
+inline bool cuts_tiles(const ScheduleLimits& limits, SchedulePolicy policy,
+                       const PlanTables& tables) {
+  if (policy == SchedulePolicy::kBatchInvariant) return tables.num_slots > 0;
+  for (std::int32_t c = 0; c < limits.num_classes; ++c) {
+    for (std::int32_t w = 0; w < limits.classes[c].workers; ++w) {
+      if (tables.starts[c][w].block > 0) return true;
+    }
+  }
+  return false;
+}
+
 // Calls fn(slot) for every partial of the tile whose first piece is `first`, found in `worker`'s
 // share, in the order of their keys.
 template <class Fn>
@@ -279,7 +312,7 @@ DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_clas
   fn(first.slot);
   if (view.policy == SchedulePolicy::kBatchInvariant) {
     const SeqMask seq = seq_mask(view, first.seq);
-    const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq.seq_len);
+    const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq);
     Piece piece = first;
     while (!piece.last()) {
       piece.begin_block = piece.end_block;
@@ -294,6 +327,15 @@ DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_clas
     if (!same_tile(starts[w], tile) || starts[w].block == 0) return;
     if (before(starts[w], starts[w + 1])) fn(view.tables.first_slot[tile_class] + 2 * w);
   }
+}
+
+// Row of the partials that holds row `row` of a tile's slot.
+DIFFKV_HD inline std::int64_t partial_row(const ScheduleView& view, std::int32_t tile_class,
+                                          std::int32_t slot, std::int64_t row) {
+  return view.tables.first_partial_row[tile_class] +
+         std::int64_t{slot - view.tables.first_slot[tile_class]} *
+             view.limits.classes[tile_class].tile_rows +
+         row;
 }
 
 // Where the share that starts `target` units of cost into a class's line of work starts. `share` is
@@ -320,10 +362,10 @@ DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_cl
     rest -= tile_cost(cls, tile);
     tile = tile_at(view, seq, tiles, ++at.tile);
   }
-  const InvariantCut cut = invariant_cut(view, tiles, seq.seq_len);
+  const InvariantCut cut = invariant_cut(view, tiles, seq);
   const bool invariant = view.policy == SchedulePolicy::kBatchInvariant;
   const bool may_cut = tile_cost(cls, tile) * cls.uncut_per_share > share &&
-                       (invariant ? cut.pieces > 1 : tile.num_blocks >= 2 * cls.least_cut);
+                       (invariant ? cut.ranges > 1 : tile.num_blocks >= 2 * cls.least_cut);
   if (!may_cut) {
     at.block = 2 * rest >= tile_cost(cls, tile) ? tile.num_blocks : 0;
   } else {
@@ -331,8 +373,8 @@ DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_cl
     at.block =
         past <= 0 ? 0 : static_cast<std::int32_t>((past + cls.block_cost / 2) / cls.block_cost);
     if (invariant && at.block > 0 && at.block < tile.num_blocks) {
-      const std::int32_t range = tile.block_at(at.block) / cut.blocks_per_piece;
-      const std::int32_t below = tile.blocks_below(range * cut.blocks_per_piece);
+      const std::int32_t range = tile.block_at(at.block) / cut.blocks_per_range;
+      const std::int32_t below = tile.blocks_below(range * cut.blocks_per_range);
       const std::int32_t above = invariant_piece_end(cut, tile, at.block);
       at.block = at.block - below < above - at.block ? below : above;
     }

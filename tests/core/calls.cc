@@ -32,8 +32,8 @@ std::vector<unsigned char> Memory::snapshot() const {
   return bytes;
 }
 
-ScheduleLimits RecordingBackend::limits(const PlanKey& key) const {
-  return find_backend("cpu").limits(key);
+ScheduleLimits RecordingBackend::limits(const PlanKey& key, std::int32_t threads) const {
+  return find_backend("cpu").limits(key, threads);
 }
 
 void* RecordingBackend::allocate(std::int64_t bytes, const Device& device) const {

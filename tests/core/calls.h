@@ -55,7 +55,7 @@ class RecordingBackend : public Backend {
   std::string description() const override { return "counts calls"; }
   Support available() const override { return {true, "", "none"}; }
   Support supports(const Problem&) const override { return {true, "", "none"}; }
-  ScheduleLimits limits(const PlanKey& key) const override;
+  ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const override;
   void* allocate(std::int64_t bytes, const Device& device) const override;
   void deallocate(void* data, const Device& device) const noexcept override;
   void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,

@@ -231,11 +231,12 @@ TEST(Survived, PrefixLensOfAnySize) {
 // On a device neither lengths nor ids are read: these pointers lead nowhere.
 TEST(OnADevice, IndicesAreNotRead) {
   const Device device{DeviceType::kCuda, 1};
-  auto* nowhere = reinterpret_cast<void*>(std::uintptr_t{4096});
+  std::uintptr_t nowhere = 0;
   AttendCall call;
   RecordingBackend backend(DeviceType::kCuda);
   const auto there = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
-    return TensorView(nowhere, dtype, shape, device);
+    nowhere += std::uintptr_t{1} << 32;  // each of its own memory
+    return TensorView(reinterpret_cast<void*>(nowhere), dtype, shape, device);
   };
   call.args.batch.query_start_loc = there(DType::kI32, {4});
   call.args.batch.seq_lens = there(DType::kI32, {3});

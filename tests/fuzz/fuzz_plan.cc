@@ -29,7 +29,7 @@ class LimitsBackend final : public Backend {
   std::string description() const override { return "plans only"; }
   Support available() const override { return {true, "", "none"}; }
   Support supports(const Problem&) const override { return {false, "plans only", ""}; }
-  ScheduleLimits limits(const PlanKey&) const override { return limits_; }
+  ScheduleLimits limits(const PlanKey&, std::int32_t) const override { return limits_; }
   void* allocate(std::int64_t bytes, const Device& device) const override {
     return base_.allocate(bytes, device);
   }
@@ -58,7 +58,6 @@ ScheduleLimits make_limits(Bytes& bytes) {
   limits.num_classes = static_cast<std::int32_t>(bytes.range(1, kMaxTileClasses));
   limits.threads = static_cast<std::int32_t>(bytes.range(1, 4));
   limits.scratch_bytes = bytes.range(0, 100);
-  limits.invariant_max_pieces = static_cast<std::int32_t>(bytes.range(1, 20));
   const auto small = [&](std::int64_t most) {
     return static_cast<std::int32_t>(bytes.range(1, most));
   };
@@ -74,6 +73,8 @@ ScheduleLimits make_limits(Bytes& bytes) {
     cls.least_cut = small(8);
     cls.uncut_per_share = small(32);
     cls.invariant_max_tiles = small(6);
+    cls.invariant_max_pieces = static_cast<std::int32_t>(bytes.range(1, 20));
+    cls.invariant_max_pieces = static_cast<std::int32_t>(bytes.range(1, 20));
   }
   return limits;
 }

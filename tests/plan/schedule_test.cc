@@ -88,7 +88,6 @@ struct Planned {
     }
 
     limits.num_classes = uniform(rng, 1, 2);
-    limits.invariant_max_pieces = 4;
     for (int c = 0; c < limits.num_classes; ++c) {
       TileClass& cls = limits.classes[c];
       cls.tile_rows = c == 0 ? 4 : 12;
@@ -100,6 +99,8 @@ struct Planned {
       cls.least_cut = uniform(rng, 1, 4);
       cls.uncut_per_share = 16;
       cls.invariant_max_tiles = 3;
+      cls.invariant_max_pieces = 4;
+      cls.invariant_max_pieces = 4;
     }
     loc_copy.resize(query_start_loc.size());
     len_copy.resize(seq_lens.size() + 1);
@@ -116,7 +117,24 @@ struct Planned {
       tables.num_slots += 2 * limits.classes[c].workers;
     }
     plan_on_host(key, limits, batch, tables);
-    if (policy == SchedulePolicy::kBatchInvariant) tables.num_slots = slot_before.back();
+    if (policy == SchedulePolicy::kBatchInvariant) {
+      // Each class numbers its slots from its own start on.
+      tables.num_slots = 0;
+      const ScheduleView counted = view();
+      for (int c = 0; c < limits.num_classes; ++c) {
+        tables.first_slot[c] = tables.num_slots;
+        for (int s = 0; s < num_seqs; ++s) {
+          const SeqMask seq = seq_mask(counted, s);
+          const SeqTiles tiles = seq_tiles(counted, seq.query_len);
+          if (tiles.tile_class != c) continue;
+          const InvariantCut cut = invariant_cut(counted, tiles, seq);
+          if (cut.ranges <= 1) continue;
+          tables.num_slots +=
+              cut.slots_per_tile * tiles.tiles_per_head * static_cast<int>(key.num_kv_heads);
+        }
+      }
+      plan_on_host(key, limits, batch, tables);
+    }
   }
 
   ScheduleView view() const { return schedule_view(key, limits, tables, batch); }
@@ -268,12 +286,12 @@ TEST(Schedule, InvariantPiecesDependOnTheSequenceAlone) {
     for (const auto& [tile, begins] : cuts) {
       const SeqMask seq = seq_mask(view, tile.first);
       const SeqTiles tiles = seq_tiles(view, seq.query_len);
-      const InvariantCut cut = invariant_cut(view, tiles, seq.seq_len);
+      const InvariantCut cut = invariant_cut(view, tiles, seq);
       const Tile whole = tile_at(view, seq, tiles, tile.second);
       std::set<int> expected{0};
-      for (int v = 1; cut.pieces > 1 && v < whole.num_blocks; ++v) {
-        if (whole.block_at(v) / cut.blocks_per_piece !=
-            whole.block_at(v - 1) / cut.blocks_per_piece) {
+      for (int v = 1; cut.ranges > 1 && v < whole.num_blocks; ++v) {
+        if (whole.block_at(v) / cut.blocks_per_range !=
+            whole.block_at(v - 1) / cut.blocks_per_range) {
           expected.insert(v);
         }
       }

@@ -43,7 +43,7 @@ class FaultyBackend : public Backend {
     if (fault_ == Fault::kUnsupported) return {false, "not today", ""};
     return {true, "", "reference"};
   }
-  ScheduleLimits limits(const PlanKey&) const override {
+  ScheduleLimits limits(const PlanKey&, std::int32_t) const override {
     ScheduleLimits limits;
     limits.num_classes = 1;
     return limits;
