@@ -1,4 +1,4 @@
-// The floor of reading: how fast this machine's threads read memory.
+// Peak read bandwidth: how fast this machine's threads read memory.
 #pragma once
 
 #include <cstdint>

@@ -151,7 +151,8 @@ AttendArgs LayerGroup::args(std::int64_t layer) const {
 }
 
 void LayerGroup::run(const Step& step, const std::vector<RowToVerify>& rows, StepRecord& record,
-                     VerifyResult& verify) {
+                     VerifyResult& verify, const std::function<bool()>& go_on) {
+  bool verifying = true;
   prepare(step);
   auto start = Clock::now();
   const DiffKVMetadata metadata = builder_.build(batch_);
@@ -180,7 +181,9 @@ void LayerGroup::run(const Step& step, const std::vector<RowToVerify>& rows, Ste
                         .qq_bias = {}});
     record.attend_s += seconds_since(start);
     for (const RowToVerify& row : rows) {
-      if (row.layer == layer) verify_row(step, row, verify);
+      if (row.layer != layer || !verifying) continue;
+      verify_row(step, row, verify);
+      verifying = go_on();
     }
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <random>
 #include <unordered_map>
@@ -43,9 +44,10 @@ class LayerGroup {
   LayerGroup(const DiffKVBackend& backend, const LayerGroupConfig& config);
 
   // Runs the step through every layer, adds the times taken to `record` (and nothing else), and
-  // compares `rows` after their layer has run, untimed. Throws Error.
+  // compares `rows` after their layer has run, untimed. `go_on` is asked after each row; once it
+  // says no, the layers still run but no more rows are compared. Throws Error.
   void run(const Step& step, const std::vector<RowToVerify>& rows, StepRecord& record,
-           VerifyResult& verify);
+           VerifyResult& verify, const std::function<bool()>& go_on);
 
   // Forgets a finished request.
   void forget(std::int64_t sequence_id) { sources_.erase(sequence_id); }

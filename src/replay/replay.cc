@@ -40,8 +40,8 @@ void check_options(const std::vector<TraceRequest>& requests, const ReplayOption
         "a number of seconds, or 0 for no limit");
   check(options.speed_up >= 0 && std::isfinite(options.speed_up), "speed_up", options.speed_up,
         "a positive factor, or 0 for all requests at once");
-  check(options.verify_rows >= 0, "verify_rows", static_cast<double>(options.verify_rows),
-        "at least 0");
+  check(options.verify_rows >= 0 && options.verify_rows <= kMaxVerifyRows, "verify_rows",
+        static_cast<double>(options.verify_rows), fmt::format("0 to {}", kMaxVerifyRows).c_str());
 }
 
 std::int64_t max_seq_len(const std::vector<TraceRequest>& requests) {
@@ -83,6 +83,7 @@ class Replay {
   }
 
   ReplayResult run(const Observer& observer) {
+    observer_ = &observer;
     result_.requests = progress_.requests;
     result_.backend = backend_.compute().description();
     result_.num_full_blocks = sizes_.full_blocks;
@@ -90,15 +91,12 @@ class Replay {
     result_.cache_bytes = full_.cache_bytes() + window_.cache_bytes();
     result_.verify.rows_asked = options_.verify_rows;
     result_.bandwidth = options_.bandwidth > 0 ? options_.bandwidth : measure_read_bandwidth();
-    const auto start = Clock::now();
-    while (true) {
+    start_ = Clock::now();
+    do {
       arrive();
       if (scheduler_.idle()) break;
       step();
-      progress_.elapsed_s = std::chrono::duration<double>(Clock::now() - start).count();
-      const bool out_of_time = options_.seconds > 0 && progress_.elapsed_s >= options_.seconds;
-      if (!observer(progress_) || out_of_time) break;
-    }
+    } while (go_on());
     result_.wall_s = progress_.elapsed_s;
     result_.requests_finished = progress_.requests_finished;
     result_.stopped = result_.requests_finished < result_.requests;
@@ -106,6 +104,14 @@ class Replay {
   }
 
  private:
+  // Asks the observer and the clock, until one of them says stop.
+  bool go_on() {
+    progress_.elapsed_s = std::chrono::duration<double>(Clock::now() - start_).count();
+    const bool out_of_time = options_.seconds > 0 && progress_.elapsed_s >= options_.seconds;
+    if (!stopping_) stopping_ = !(*observer_)(progress_) || out_of_time;
+    return !stopping_;
+  }
+
   DiffKVBackend fitting_backend() const {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       scheduler_.check_fits(requests_[i], static_cast<std::int64_t>(i));
@@ -162,8 +168,10 @@ class Replay {
     record.flops = full_.flops(step) + window_.flops(step);
 
     const SampledRows rows = sampler_.rows_of(step);
-    full_.run(step, rows.full, record, result_.verify);
-    window_.run(step, rows.window, record, result_.verify);
+    const auto ask = [this] { return go_on(); };
+    full_.run(step, rows.full, record, result_.verify, ask);
+    window_.run(step, stopping_ ? std::vector<RowToVerify>{} : rows.window, record, result_.verify,
+                ask);
     clock_s_ += record.latency_s();
     result_.steps.push_back(record);
     count(step);
@@ -209,6 +217,9 @@ class Replay {
   std::unordered_map<std::int64_t, std::int64_t> furthest_;  // tokens computed once, by id
   double clock_s_ = 0.0;
   std::size_t arrived_ = 0;
+  const Observer* observer_ = nullptr;
+  Clock::time_point start_;
+  bool stopping_ = false;
 };
 
 }  // namespace

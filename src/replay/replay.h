@@ -14,6 +14,9 @@
 
 namespace diffkv::replay {
 
+// Most rows that one replay compares: each takes up to milliseconds, and memory from the start.
+inline constexpr std::int64_t kMaxVerifyRows = 1'000'000;
+
 struct ReplayOptions {
   Model model;          // of one rank, with the layers to run
   std::string backend;  // as in find_backend
@@ -26,8 +29,8 @@ struct ReplayOptions {
   double seconds = 0.0;   // of wall time after which to stop; 0: none
   double speed_up = 0.0;  // arrivals are this much faster than the trace's; 0: all at once
   std::uint64_t seed = 0;
-  std::int64_t verify_rows = 0;
-  double bandwidth = 0.0;  // of the floor, bytes / s; 0: measured before the first step
+  std::int64_t verify_rows = 0;  // 0 to kMaxVerifyRows
+  double bandwidth = 0.0;  // peak read bandwidth, bytes / s; 0: measured before the first step
 };
 
 // How many blocks each layer of a kind has. The window layers' pool is what they can need at most
@@ -41,7 +44,8 @@ struct CacheSizes {
 // Throws Error if the memory is not enough for two blocks of each.
 CacheSizes divide_cache(const ReplayOptions& options);
 
-// Called after every step; false stops the replay.
+// Called after every step and every verified row. Once it has said no it is not asked again: the
+// step is finished without verifying any more rows, and the replay stops.
 using Observer = std::function<bool(const Progress&)>;
 
 // Each step: schedule, build metadata once per layer kind, then for every layer of the kind write
@@ -49,7 +53,8 @@ using Observer = std::function<bool(const Progress&)>;
 // cache update and attention of the layers that run; not by making inputs or verifying), and where
 // nothing has arrived it jumps to the next arrival. With speed_up 0 every request is there at the
 // start. Half of verify_rows are rows of decode tokens, half of prefill tokens, uniformly spread
-// over each, in a random layer and head; rows that a stopped run does not reach are not checked.
+// over each, in a random layer and head, no token twice; a trace with fewer tokens has fewer rows,
+// and rows that a stopped run does not reach are not checked.
 // Throws Error before the first step if an option is out of range, a request cannot fit in the
 // cache, or the backend does not run on the CPU.
 ReplayResult replay(const std::vector<TraceRequest>& requests, const ReplayOptions& options,

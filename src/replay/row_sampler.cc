@@ -1,6 +1,7 @@
 #include "replay/row_sampler.h"
 
 #include <algorithm>
+#include <unordered_set>
 
 namespace diffkv::replay {
 
@@ -14,16 +15,23 @@ RowSampler::RowSampler(const std::vector<TraceRequest>& requests, const Model& m
     decode_tokens += request.generated_tokens - 1;  // the first comes of the prefill
   }
   decode_tokens -= decode_tokens / 10;  // preemption makes some of them prefill
-  const std::int64_t decodes = decode_tokens > 0 ? num_rows / 2 : 0;
+  // Half of each, and where one kind has too few, more of the other.
+  const std::int64_t decodes =
+      std::min(std::max(num_rows / 2, num_rows - prefill_tokens), decode_tokens);
   draw(decode_, decodes, decode_tokens);
-  draw(prefill_, num_rows - decodes, prefill_tokens);
+  draw(prefill_, std::min(num_rows - decodes, prefill_tokens), prefill_tokens);
 }
 
 void RowSampler::draw(Stream& stream, std::int64_t count, std::int64_t total) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    stream.picked.push_back(
-        static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(total)));
+  // Each of the last `count` numbers below `total` is drawn from those up to itself, or taken
+  // itself if the number drawn is taken already: all sets are equally likely, in memory for
+  // `count`.
+  std::unordered_set<std::int64_t> taken;
+  for (std::int64_t last = total - count; last < total; ++last) {
+    const auto drawn = static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(last + 1));
+    if (!taken.insert(drawn).second) taken.insert(last);
   }
+  stream.picked.assign(taken.begin(), taken.end());
   std::sort(stream.picked.begin(), stream.picked.end());
 }
 

@@ -18,10 +18,11 @@ struct SampledRows {
 };
 
 // Picks, before the first step, which prefill tokens and which decode tokens of the whole replay to
-// check, counted in the order steps compute them. Half of the rows are decode tokens (all prefill
-// where a trace has no decodes): drawn from all tokens alike there would hardly be one among the
-// prompts. A preempted sequence computes some of its decode tokens as prefill; the last tenth of
-// the decode tokens is not drawn from to make room for that.
+// check, counted in the order steps compute them. No token is picked twice, so a short trace has
+// fewer rows than were asked for. Half of the rows are decode tokens (fewer where a trace has few
+// decodes): drawn from all tokens alike there would hardly be one among the prompts. A preempted
+// sequence computes some of its decode tokens as prefill; the last tenth of the decode tokens is
+// not drawn from to make room for that.
 class RowSampler {
  public:
   RowSampler(const std::vector<TraceRequest>& requests, const Model& model, std::int64_t num_rows,
@@ -37,6 +38,7 @@ class RowSampler {
     std::int64_t seen = 0;
   };
 
+  // `count` different numbers from 0 to total - 1, count <= total.
   void draw(Stream& stream, std::int64_t count, std::int64_t total);
   void add_row(std::int64_t token, SampledRows& rows);
 

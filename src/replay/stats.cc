@@ -26,7 +26,7 @@ KindSummary summarize_steps(const std::vector<const StepRecord*>& steps, double 
   sum.p90_s = percentile(latencies, 90);
   sum.p99_s = percentile(latencies, 99);
   if (sum.attend_s > 0 && bandwidth > 0) {
-    sum.floor_fraction = sum.kv_bytes / bandwidth / sum.attend_s;
+    sum.peak_fraction = sum.kv_bytes / bandwidth / sum.attend_s;
   }
   return sum;
 }
@@ -47,7 +47,7 @@ std::vector<std::string> step_row(std::string_view name, const KindSummary& kind
           milliseconds(kind.p99_s),
           fmt::format("{:.2f}", kind.kv_bytes / 1e9),
           fmt::format("{:.1f}", kind.kv_bytes / seconds / 1e9),
-          fmt::format("{:.1f}", kind.floor_fraction * 100),
+          fmt::format("{:.1f}", kind.peak_fraction * 100),
           fmt::format("{:.1f}", kind.flops / seconds / 1e9)};
 }
 
@@ -56,7 +56,7 @@ nlohmann::json kind_json(const KindSummary& kind) {
           {"latency_p50_s", kind.p50_s},   {"latency_p90_s", kind.p90_s},
           {"latency_p99_s", kind.p99_s},   {"latency_sum_s", kind.latency_s},
           {"attend_sum_s", kind.attend_s}, {"kv_bytes_read", kind.kv_bytes},
-          {"flops", kind.flops},           {"fraction_of_floor", kind.floor_fraction}};
+          {"flops", kind.flops},           {"fraction_of_peak_read_bandwidth", kind.peak_fraction}};
 }
 
 }  // namespace
@@ -125,10 +125,10 @@ Cells overall_table(const ReplayResult& result, const Summary& summary) {
                                         summary.tokens_per_s, summary.wall_tokens_per_s)},
       {"time", fmt::format("{:.2f} s in steps, {:.2f} s on the replay's clock, {:.2f} s wall",
                            summary.all.latency_s, summary.clock_s, result.wall_s)},
-      {"KV bytes read", fmt::format("{:.2f} GB in {:.2f} s of attention, {:.1f} % of the floor",
+      {"KV bytes read", fmt::format("{:.2f} GB in {:.2f} s of attention, {:.1f} % of peak",
                                     summary.all.kv_bytes / 1e9, summary.all.attend_s,
-                                    summary.all.floor_fraction * 100)},
-      {"read bandwidth (the floor)", fmt::format("{:.1f} GB/s", result.bandwidth / 1e9)},
+                                    summary.all.peak_fraction * 100)},
+      {"peak read bandwidth", fmt::format("{:.1f} GB/s", result.bandwidth / 1e9)},
       {"cache", fmt::format("{:.1f} MiB; {} full-attention and {} window blocks a layer",
                             static_cast<double>(result.cache_bytes) / (1 << 20),
                             result.num_full_blocks, result.num_window_blocks)},
@@ -150,7 +150,7 @@ Cells overall_table(const ReplayResult& result, const Summary& summary) {
 
 Cells step_table(const Summary& summary) {
   Cells rows = {{"steps", "count", "tokens", "p50 ms", "p90 ms", "p99 ms", "KV GB", "GB/s",
-                 "% of floor", "GFLOP/s"}};
+                 "% of peak", "GFLOP/s"}};
   for (std::size_t k = 0; k < kNumStepKinds; ++k) {
     if (summary.kinds[k].steps == 0) continue;
     rows.push_back(step_row(to_string(static_cast<StepKind>(k)), summary.kinds[k]));
@@ -171,7 +171,7 @@ std::string to_json(const ReplayResult& result, const Summary& summary) {
                          {"wall_tokens_per_s", summary.wall_tokens_per_s},
                          {"wall_s", result.wall_s},
                          {"clock_s", summary.clock_s},
-                         {"read_bandwidth_bytes_per_s", result.bandwidth},
+                         {"peak_read_bandwidth_bytes_per_s", result.bandwidth},
                          {"cache_bytes", result.cache_bytes},
                          {"num_full_blocks", result.num_full_blocks},
                          {"num_window_blocks", result.num_window_blocks},

@@ -60,7 +60,7 @@ struct ReplayResult {
   std::int64_t prompt_tokens = 0;  // computed, recomputed ones included
   std::int64_t generated_tokens = 0;
   double wall_s = 0.0;
-  double bandwidth = 0.0;  // measured read bandwidth, bytes / s
+  double bandwidth = 0.0;  // peak read bandwidth, bytes / s
   std::int64_t num_full_blocks = 0;
   std::int64_t num_window_blocks = 0;
   std::int64_t cache_bytes = 0;
@@ -83,7 +83,7 @@ struct KindSummary {
   double attend_s = 0.0;   // sum
   double kv_bytes = 0.0;
   double flops = 0.0;
-  double floor_fraction = 0.0;  // kv_bytes / bandwidth / attend_s
+  double peak_fraction = 0.0;  // kv_bytes / attend_s as a share of the peak read bandwidth
 };
 
 struct Summary {

@@ -28,6 +28,7 @@ std::vector<TraceRequest> small_trace() {
 }
 
 bool always(const Progress& /*progress*/) { return true; }
+bool go_on() { return true; }
 
 TEST(Replay, EveryTypeAndBlockSizeIsRight) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -82,12 +83,45 @@ TEST(Replay, TheClockWaitsForArrivals) {
 
 TEST(Replay, StopsWhenAsked) {
   int calls = 0;
-  const ReplayResult result = replay(small_trace(), small_options(), [&](const Progress& progress) {
+  ReplayOptions options = small_options();
+  options.verify_rows = 0;
+  const ReplayResult result = replay(small_trace(), options, [&](const Progress& progress) {
     EXPECT_EQ(progress.tokens_total, 305 + 43);
     return ++calls < 3;
   });
   EXPECT_EQ(result.steps.size(), 3U);
   EXPECT_TRUE(result.stopped);
+}
+
+// One row more would be enough to make Ctrl-C wait for minutes where rows are long.
+TEST(Replay, StopsBetweenTwoRowsToVerify) {
+  ReplayOptions options = small_options();
+  options.verify_rows = 1000;  // every row of the first step, 64 tokens
+  int calls = 0;
+  const ReplayResult result =
+      replay(small_trace(), options, [&](const Progress&) { return ++calls < 5; });
+  EXPECT_EQ(calls, 5);
+  EXPECT_EQ(result.verify.rows(), 5);
+  EXPECT_EQ(result.steps.size(), 1U);
+  EXPECT_TRUE(result.stopped);
+}
+
+TEST(Replay, TimeEndsVerifyingToo) {
+  ReplayOptions options = small_options();
+  options.verify_rows = 1000;
+  options.seconds = 1e-9;
+  const ReplayResult result = replay(small_trace(), options, always);
+  EXPECT_EQ(result.verify.rows(), 1);
+  EXPECT_EQ(result.steps.size(), 1U);
+}
+
+TEST(Replay, VerifiesEachTokenOnceAtMost) {
+  ReplayOptions options = small_options();
+  options.verify_rows = kMaxVerifyRows;
+  const ReplayResult result = replay(small_trace(), options, always);
+  EXPECT_EQ(result.verify.rows_asked, kMaxVerifyRows);
+  EXPECT_EQ(result.verify.rows(), 305 + 35);  // 38 decode tokens but the last tenth
+  EXPECT_EQ(result.verify.rows_wrong, 0) << result.verify.first_wrong;
 }
 
 TEST(Replay, ProgressEndsAtAllTokens) {
@@ -115,6 +149,7 @@ TEST(Replay, RefusesBadOptions) {
   refused([](ReplayOptions& o) { o.seconds = -1; });
   refused([](ReplayOptions& o) { o.speed_up = std::numeric_limits<double>::quiet_NaN(); });
   refused([](ReplayOptions& o) { o.verify_rows = -1; });
+  refused([](ReplayOptions& o) { o.verify_rows = kMaxVerifyRows + 1; });
   refused([](ReplayOptions& o) { o.cache_bytes = 1000; });
   refused([](ReplayOptions& o) { o.cache_bytes = 100000; });  // the longest request does not fit
   refused([](ReplayOptions& o) { o.backend = "abacus"; });
@@ -138,14 +173,14 @@ TEST(LayerGroup, FindsAKeyThatIsNotWhatWasWritten) {
   StepRecord record;
   VerifyResult verify;
   const Step fill = {.seqs = {{&first, 0, 32, false}}, .num_tokens = 32};
-  group.run(fill, {{.token = 31}}, record, verify);
+  group.run(fill, {{.token = 31}}, record, verify, go_on);
   EXPECT_EQ(verify.rows_wrong, 0) << verify.first_wrong;
   const Step overwrite = {.seqs = {{&second, 0, 32, false}}, .num_tokens = 32};
-  group.run(overwrite, {{.token = 31}}, record, verify);
+  group.run(overwrite, {{.token = 31}}, record, verify, go_on);
   EXPECT_EQ(verify.rows_wrong, 0) << verify.first_wrong;
   first.full_blocks.push_back(4);
   const Step decode = {.seqs = {{&first, 32, 1, true}}, .num_tokens = 1};
-  group.run(decode, {{.token = 0}}, record, verify);
+  group.run(decode, {{.token = 0}}, record, verify, go_on);
   EXPECT_EQ(verify.rows(), 3);
   EXPECT_EQ(verify.rows_wrong, 1);
   EXPECT_EQ(verify.first_wrong,

@@ -67,8 +67,8 @@ TEST(Summary, AddsUp) {
   const auto& [prefill, decode, mixed] = summary.kinds;
   EXPECT_EQ(prefill.steps, 1);
   EXPECT_DOUBLE_EQ(prefill.p50_s, 1.0);
-  EXPECT_DOUBLE_EQ(prefill.floor_fraction, 0.5);
-  EXPECT_DOUBLE_EQ(decode.floor_fraction, 0.5);
+  EXPECT_DOUBLE_EQ(prefill.peak_fraction, 0.5);
+  EXPECT_DOUBLE_EQ(decode.peak_fraction, 0.5);
   EXPECT_DOUBLE_EQ(decode.p99_s, 3.0);
   EXPECT_EQ(mixed.steps, 0);
   EXPECT_EQ(summary.all.tokens, 12);
@@ -77,7 +77,7 @@ TEST(Summary, AddsUp) {
 TEST(Summary, OfNothingIsZero) {
   const Summary summary = summarize({});
   EXPECT_EQ(summary.tokens_per_s, 0.0);
-  EXPECT_EQ(summary.all.floor_fraction, 0.0);
+  EXPECT_EQ(summary.all.peak_fraction, 0.0);
   EXPECT_EQ(step_table(summary).size(), 2U);  // header and "all"
 }
 
