@@ -3,19 +3,19 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <iterator>
 #include <memory>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/output.h"
 #include "diffkv/backend.h"
 #include "diffkv/error.h"
@@ -77,18 +77,6 @@ struct Tally {
     }
   }
 };
-
-std::uint64_t seed_of(const std::string& text) {
-  if (text.empty()) return std::random_device{}();
-  std::uint64_t seed = 0;
-  const char* end = text.data() + text.size();
-  if (const auto [stop, error] = std::from_chars(text.data(), end, seed);
-      error != std::errc() || stop != end) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("--seed is \"{}\", expected a number from 0 to 2^64 - 1", text));
-  }
-  return seed;
-}
 
 std::vector<verify::Case> chosen_cases(const Options& options) {
   std::vector<verify::Case> list =
@@ -171,23 +159,35 @@ nlohmann::json to_json(const Backend& backend, const Options& options, std::uint
   return json;
 }
 
-// A case must never end the run: what it throws is its failure.
+verify::CaseResult threw(const verify::Case& c, const std::exception& error) {
+  verify::CaseResult result{};
+  result.name = c.name;
+  result.feature = c.feature;
+  result.supported = true;
+  result.message = fmt::format("threw: {}", error.what());
+  return result;
+}
+
+// What a case throws is its failure and does not end the run, except where the machine lacks what
+// the case needs: that says nothing about the backend.
 verify::CaseResult run_one(const Backend& backend, const verify::Case& c, std::uint64_t seed,
                            bool deep) {
   try {
     return verify::run_case(backend, c, seed, deep);
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorCode::kUnavailable, fmt::format("case {}: out of memory", c.name));
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kUnavailable) {
+      throw Error(ErrorCode::kUnavailable, fmt::format("case {}: {}", c.name, error.what()));
+    }
+    return threw(c, error);
   } catch (const std::exception& error) {
-    verify::CaseResult result{};
-    result.name = c.name;
-    result.feature = c.feature;
-    result.supported = true;
-    result.message = fmt::format("threw: {}", error.what());
-    return result;
+    return threw(c, error);
   }
 }
 
 int run(const Options& options) {
-  const std::uint64_t seed = seed_of(options.seed);
+  const std::uint64_t seed = parse_seed(options.seed, std::random_device{}());
   OutputFile json_file(options.json_file);
   const std::vector<verify::Case> list = chosen_cases(options);
   const Backend& backend = find_backend(options.backend);
@@ -235,15 +235,14 @@ void add_check(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_flag("--deep", options->deep,
                     "Also compare every row, run both policies, and run twice for equal bits");
-  // Read as text: CLI11 takes -1 for the largest number.
   command->add_option("--seed", options->seed, "Seed of the random numbers (default: a new one)")
       ->type_name("NUMBER");
   command
       ->add_option("--filter", options->filter,
                    "Only cases whose name or feature contains this text")
       ->type_name("TEXT");
-  command->add_option("--json", options->json_file, "Also write every result as JSON to this file")
-      ->type_name("FILE");
+  add_output_file(*command, "--json", options->json_file,
+                  "Also write every result as JSON to this file");
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }
 

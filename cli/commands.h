@@ -9,7 +9,7 @@ namespace diffkv::cli {
 
 inline constexpr int kExitRight = 0;   // everything asked for was done and was right
 inline constexpr int kExitWrong = 1;   // a result was wrong
-inline constexpr int kExitBadUse = 2;  // bad use or bad input; nothing was done
+inline constexpr int kExitBadUse = 2;  // bad use or input, or something is lacking
 
 void add_info(CLI::App& app, int& exit_code);
 void add_check(CLI::App& app, int& exit_code);

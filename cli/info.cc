@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/features.h"
+#include "cli/options.h"
 #include "cli/output.h"
 #include "cpu/targets.h"
 #include "diffkv/diffkv.h"
@@ -124,6 +125,9 @@ void print(const std::vector<const Backend*>& list) {
 
 void run(const Options& options) {
   OutputFile json_file(options.json_file);
+  // A variable with which every other command would fail is refused before anything is printed.
+  cpu::current_target();
+  if (const char* wanted = std::getenv("DIFFKV_BACKEND"); wanted != nullptr) find_backend(wanted);
   const std::vector<const Backend*> list = backends();
   if (options.features_markdown) {
     fmt::print("{}", feature_table(list).markdown());
@@ -141,8 +145,8 @@ void add_info(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
   command->add_flag("--features-markdown", options->features_markdown,
                     "Print only the feature table, as Markdown");
-  command->add_option("--json", options->json_file, "Also write everything as JSON to this file")
-      ->type_name("FILE");
+  add_output_file(*command, "--json", options->json_file,
+                  "Also write everything as JSON to this file");
   command->callback([options, &exit_code] {
     run(*options);
     exit_code = kExitRight;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "cli/batch_spec.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/output.h"
 #include "cli/plan_report.h"
 #include "diffkv/diffkv.h"
@@ -64,6 +66,14 @@ struct Options {
   }
 };
 
+std::string model_names() {
+  std::string names;
+  for (const replay::Model& model : replay::models()) {
+    names += (names.empty() ? "" : ", ") + model.name;
+  }
+  return names;
+}
+
 PlanKey key_of(const Options& options) {
   PlanKey key = options.key;
   if (!options.model.empty()) {
@@ -76,9 +86,10 @@ PlanKey key_of(const Options& options) {
     key.mask.window = static_cast<std::int32_t>(kind.window);
   }
   key.mask.causal = !options.full_attention;
-  key.query_dtype = parse_dtype(options.query_dtype);
-  key.key_dtype =
-      options.kv_cache_dtype == "auto" ? key.query_dtype : parse_dtype(options.kv_cache_dtype);
+  key.query_dtype = parse_dtype_option("--dtype", options.query_dtype,
+                                       {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3});
+  key.key_dtype = parse_dtype_option("--kv-cache-dtype", options.kv_cache_dtype, cache_dtypes(),
+                                     key.query_dtype);
   key.value_dtype = key.key_dtype;
   key.policy =
       options.policy == "invariant" ? SchedulePolicy::kBatchInvariant : SchedulePolicy::kBalanced;
@@ -157,13 +168,16 @@ void run(const Options& options) {
   if (json_file.given()) json_file.commit(json_text(report.json()));
 }
 
-void add_layer_options(CLI::App& command, Options& options) {
+// Returns the option of the model, which brings its heads and its mask.
+CLI::Option* add_layer_options(CLI::App& command, Options& options) {
   const std::string group = "The layer";
-  auto* model = command.add_option("--model", options.model, "A model's heads and windows")
+  auto* model = command
+                    .add_option("--model", options.model,
+                                "A model's heads, head sizes and windows: " + model_names())
                     ->type_name("NAME")
                     ->group(group);
   command.add_option("--tp", options.tp, "Tensor-parallel size that divides the model's heads")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 16))
+      ->check(whole_number(1, 1 << 16))
       ->needs(model)
       ->group(group);
   command.add_option("--layer", options.layer, "The model's full or window layers")
@@ -171,35 +185,59 @@ void add_layer_options(CLI::App& command, Options& options) {
       ->needs(model)
       ->group(group);
   PlanKey& key = options.key;
-  const auto size = [&](const char* flag, std::int64_t& value, const char* help) {
-    command.add_option(flag, value, help)->excludes(model)->capture_default_str()->group(group);
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  const auto size = [&](const char* flag, std::int64_t& value, std::int64_t least,
+                        std::int64_t most, const char* help) {
+    command.add_option(flag, value, help)
+        ->check(whole_number(least, most))
+        ->type_name("INT")
+        ->excludes(model)
+        ->capture_default_str()
+        ->group(group);
   };
-  size("--num-heads", key.num_heads, "Query heads");
-  size("--num-kv-heads", key.num_kv_heads, "KV heads");
-  size("--head-size-qk", key.head_size_qk, "Size of a query and key head");
-  size("--head-size-v", key.head_size_v, "Size of a value head");
-  command.add_option("--dtype", options.query_dtype, "Type of the queries")
+  size("--num-heads", key.num_heads, 1, kMost, "Query heads, a multiple of --num-kv-heads");
+  size("--num-kv-heads", key.num_kv_heads, 1, kMost, "KV heads");
+  size("--head-size-qk", key.head_size_qk, 8, 576, "Size of a query and key head, a multiple of 8");
+  size("--head-size-v", key.head_size_v, 8, 576, "Size of a value head, a multiple of 8");
+  command
+      .add_option("--dtype", options.query_dtype,
+                  "Type of the queries: fp32, fp16, bf16 or fp8_e4m3")
       ->capture_default_str()
       ->group(group);
   command
-      .add_option("--kv-cache-dtype", options.kv_cache_dtype, "Type of the cache, auto = --dtype")
+      .add_option("--kv-cache-dtype", options.kv_cache_dtype,
+                  "Type of the cache: auto (as --dtype), fp32, fp16, bf16, fp8_e4m3 or fp8_e5m2")
       ->capture_default_str()
       ->group(group);
+  return model;
 }
 
-void add_mask_options(CLI::App& command, Options& options) {
-  const std::string group = "The mask";
+// What has no effect beside another option is refused beside it.
+void add_mask_options(CLI::App& command, CLI::Option* model, Options& options) {
   Mask& mask = options.key.mask;
-  command.add_flag("--full", options.full_attention, "Full attention, not causal")->group(group);
-  command.add_option("--window", mask.window, "Sliding window, 0 = off")->group(group);
-  command.add_option("--chunk-size", mask.chunk_size, "Chunk size, 0 = off")->group(group);
-  command
-      .add_option("--chunk-lookback", mask.chunk_lookback, "Chunks before its own that a row sees")
-      ->group(group);
-  command.add_option("--prefix-window", mask.prefix_window, "Window beside a prefix, 0 = off")
-      ->group(group);
-  command.add_option("--prefix-len", options.prefix_len, "The prefix of every sequence")
-      ->group(group);
+  const auto number = [&](const char* flag, std::int32_t& value, std::int32_t least,
+                          const char* help) {
+    return command.add_option(flag, value, help)
+        ->check(whole_number(least, std::numeric_limits<std::int32_t>::max()))
+        ->type_name("INT")
+        ->group("The mask");
+  };
+  command.add_flag("--full", options.full_attention, "Full attention, not causal")
+      ->excludes(model)
+      ->group("The mask");
+  auto* window =
+      number("--window", mask.window, 1, "Sliding window; with --full in both directions")
+          ->excludes(model);
+  auto* chunk =
+      number("--chunk-size", mask.chunk_size, 1, "Chunk size")->excludes(model)->excludes(window);
+  number("--chunk-lookback", mask.chunk_lookback, 0, "Chunks before its own that a row sees")
+      ->needs(chunk);
+  auto* prefix_window = number("--prefix-window", mask.prefix_window, 1, "Window beside a prefix")
+                            ->excludes(model)
+                            ->excludes(window)
+                            ->excludes(chunk);
+  number("--prefix-len", options.prefix_len, 0, "The prefix of every sequence")
+      ->needs(prefix_window);
 }
 
 }  // namespace
@@ -218,10 +256,9 @@ void add_plan(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"balanced", "invariant"}))
       ->capture_default_str();
   command->add_flag("--items", options->items, "List every piece of work");
-  command->add_option("--json", options->json_file, "Also write everything as JSON to this file")
-      ->type_name("FILE");
-  add_layer_options(*command, *options);
-  add_mask_options(*command, *options);
+  add_output_file(*command, "--json", options->json_file,
+                  "Also write everything as JSON to this file");
+  add_mask_options(*command, add_layer_options(*command, *options), *options);
   command->callback([options, &exit_code] {
     run(*options);
     exit_code = kExitRight;

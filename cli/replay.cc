@@ -4,13 +4,17 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/output.h"
 #include "diffkv/error.h"
 #include "replay/replay.h"
@@ -30,6 +34,7 @@ struct Flags {
   std::int64_t requests = 0;
   double seconds = 0.0;
   double speed_up = 0.0;
+  std::string seed = "0";
   std::string json;
   std::string report;
   replay::ReplayOptions options;
@@ -47,10 +52,12 @@ constexpr const char* kNotes =
     "\n"
     "The defaults are one rank of 8 (MiMo-V2-Flash: 8 query heads and 1 KV head a layer) and one "
     "layer of each kind, so times are of 2 of the model's 48 layers; --layers 9:39 runs all.\n"
-    "The floor is the time to read the keys and values that a step's rows see, each once a layer, "
-    "at the bandwidth measured at the start (256 MiB read by all threads). Caches that fit the "
-    "processor's own may beat it.\n"
-    "Ctrl-C stops after the current step; the summary and files are still written.\n"
+    "\"% of peak\" is the rate at which attention reads the keys and values that a step's rows "
+    "see, "
+    "each once a layer, as a share of the peak read bandwidth, which is measured at the start "
+    "(256 MiB read by all threads). A KV cache that fits the processor's caches may beat it.\n"
+    "Ctrl-C stops after the current step, and verifies no more rows; the summary and files are "
+    "still written.\n"
     "Exit codes: 0 every verified row was right (also when stopped), 1 a row was wrong, 2 bad use "
     "or input.";
 
@@ -119,43 +126,47 @@ replay::ReplayOptions make_options(const Flags& flags) {
   replay::ReplayOptions options = flags.options;
   options.model = replay::choose_layers(
       replay::divide_heads(replay::find_model(flags.model), flags.tp), flags.layers);
-  options.dtype = parse_dtype(flags.dtype);
-  if (options.dtype != DType::kF32 && options.dtype != DType::kF16 &&
-      options.dtype != DType::kBF16) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("--dtype is {}, expected fp32, fp16 or bf16", flags.dtype));
-  }
+  options.dtype =
+      parse_dtype_option("--dtype", flags.dtype, {DType::kF32, DType::kF16, DType::kBF16});
   options.cache_dtype =
-      flags.kv_cache_dtype == "auto" ? options.dtype : parse_dtype(flags.kv_cache_dtype);
-  if (!(flags.cache_gib > 0 && flags.cache_gib <= kMaxGib)) {
+      parse_dtype_option("--kv-cache-dtype", flags.kv_cache_dtype, cache_dtypes(), options.dtype);
+  options.seed = parse_seed(flags.seed, 0);
+  // CLI::Range lets a NaN pass.
+  const auto check = [](bool ok, const char* flag, double value, const std::string& expected) {
+    if (ok) return;
     throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("--cache-gib is {}, expected more than 0 and at most {}",
-                            flags.cache_gib, kMaxGib));
-  }
+                fmt::format("{} is {}, expected {}", flag, value, expected));
+  };
+  check(flags.cache_gib > 0 && flags.cache_gib <= kMaxGib, "--cache-gib", flags.cache_gib,
+        fmt::format("more than 0 and at most {}", kMaxGib));
+  check(flags.seconds >= 0 && std::isfinite(flags.seconds), "--seconds", flags.seconds,
+        "a number of seconds, or 0 for no limit");
+  check(flags.speed_up >= 0 && std::isfinite(flags.speed_up), "--speed-up", flags.speed_up,
+        "a positive factor, or 0 for all requests at once");
   options.cache_bytes = flags.cache_gib * kGib;
   options.seconds = flags.seconds;
   options.speed_up = flags.speed_up;
   return options;
 }
 
+// "1 layer with 8 query / 1 KV heads".
+std::string layers_text(const replay::LayerKind& kind, const std::string& name) {
+  return fmt::format("{} {} layer{} with {} query / {} KV heads", kind.num_layers, name,
+                     kind.num_layers == 1 ? "" : "s", kind.num_heads, kind.num_kv_heads);
+}
+
 std::string title(const Flags& flags, const replay::ReplayOptions& options) {
   const replay::Model& model = options.model;
-  return fmt::format(
-      "{}, rank of {}: full-attention layers: {} of {}/{} heads, window-{} layers: {} of {}/{}; {} "
-      "with {} "
-      "cache, blocks of {}",
-      model.name, flags.tp, model.full.num_layers, model.full.num_heads, model.full.num_kv_heads,
-      model.window.window, model.window.num_layers, model.window.num_heads,
-      model.window.num_kv_heads, to_string(options.dtype), to_string(options.cache_dtype),
-      options.block_size);
+  return fmt::format("{}, rank of {}: {}, {}; {} with {} cache, blocks of {}", model.name, flags.tp,
+                     layers_text(model.full, "full-attention"),
+                     layers_text(model.window, fmt::format("window-{}", model.window.window)),
+                     to_string(options.dtype), to_string(options.cache_dtype), options.block_size);
 }
 
 int run_replay(const Flags& flags) {
   const replay::ReplayOptions options = make_options(flags);
-  if (flags.requests < 0) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("--requests is {}, expected 0 (all) or more", flags.requests));
-  }
+  refuse_same_file(
+      {{"the trace", flags.trace}, {"--json", flags.json}, {"--report", flags.report}});
   std::vector<replay::TraceRequest> requests = replay::read_trace_file(flags.trace);
   if (flags.requests > 0 && requests.size() > static_cast<std::size_t>(flags.requests)) {
     requests.resize(static_cast<std::size_t>(flags.requests));
@@ -198,32 +209,41 @@ void add_replay(CLI::App& app, int& exit_code) {
   const auto option = [&](const char* name, auto& value, const char* help) {
     return command->add_option(name, value, help)->capture_default_str();
   };
+  const auto number = [&](const char* name, std::int64_t& value, std::int64_t least,
+                          std::int64_t most, const char* help) {
+    option(name, value, help)->check(whole_number(least, most))->type_name("INT");
+  };
   command
       ->add_option("trace", flags->trace,
                    "CSV file with the columns TIMESTAMP, ContextTokens, GeneratedTokens")
       ->required();
   option("--model", flags->model, "mimo-v2-flash or mimo-v2.5-pro");
-  option("--tp", flags->tp, "Tensor-parallel size: this rank has its share of the heads");
+  number("--tp", flags->tp, 1, 1 << 16,
+         "Tensor-parallel size: this rank has its share of the heads");
   option("--layers", flags->layers, "Layers to run: FULL:WINDOW, or a total in the model's ratio");
   option("--dtype", flags->dtype, "Of queries, keys, values and outputs: fp32, fp16 or bf16");
   option("--kv-cache-dtype", flags->kv_cache_dtype,
          "auto (as --dtype), fp32, fp16, bf16, fp8_e4m3 or fp8_e5m2");
-  option("--block-size", options.block_size, "Tokens in a cache block");
+  number("--block-size", options.block_size, 1, 1 << 16, "Tokens in a cache block");
   option("--cache-gib", flags->cache_gib, "Cache of all layers that run, in GiB");
-  option("--max-num-batched-tokens", options.max_num_batched_tokens, "Token budget of a step");
-  option("--max-num-seqs", options.max_num_seqs, "Requests that run at the same time");
-  option("--requests", flags->requests, "Only the first N requests; 0: all");
+  number("--max-num-batched-tokens", options.max_num_batched_tokens, 1, 1 << 20,
+         "Token budget of a step");
+  number("--max-num-seqs", options.max_num_seqs, 1, 1 << 16, "Requests that run at the same time");
+  number("--requests", flags->requests, 0, std::numeric_limits<std::int32_t>::max(),
+         "Only the first N requests; 0: all");
   option("--seconds", flags->seconds, "Stop after so many seconds of wall time; 0: never");
   option("--speed-up", flags->speed_up,
          "Requests arrive at the trace's times divided by this, on a simulated clock that runs "
          "while steps run and skips idle times; 0: all are there at the start");
-  option("--seed", options.seed, "Of the random inputs and of the rows to verify");
+  option("--seed", flags->seed, "Of the random inputs and of the rows to verify")
+      ->type_name("NUMBER");
   option("--backend", options.backend, "As `diffkv info` lists them; default: the best");
-  option("--verify", options.verify_rows,
-         "Compare so many random rows, both layer kinds, with the fp64 reference, and every key "
-         "and value they see with what was written");
-  option("--json", flags->json, "Write the figures to this file");
-  option("--report", flags->report, "Write a self-contained HTML page with plots to this file");
+  number("--verify", options.verify_rows, 0, replay::kMaxVerifyRows,
+         "Compare so many random rows, both layer kinds, no token twice, with the fp64 reference, "
+         "and every key and value they see with what was written");
+  add_output_file(*command, "--json", flags->json, "Write the figures to this file");
+  add_output_file(*command, "--report", flags->report,
+                  "Write a self-contained HTML page with plots to this file");
   command->callback([flags, &exit_code] { exit_code = run_replay(*flags); });
 }
 

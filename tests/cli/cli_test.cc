@@ -86,7 +86,7 @@ TEST_F(CliTest, HelpShowsExamples) {
 
 // The help in full, so that a change of it is seen. `diffkv X --help` makes the new one.
 TEST_F(CliTest, HelpIsGolden) {
-  for (const std::string command : {"info", "check", "plan"}) {
+  for (const std::string command : {"info", "check", "plan", "replay"}) {
     EXPECT_EQ(diffkv(command + " --help").out,
               content(fs::path(DIFFKV_GOLDEN_DIR) / (command + "_help.txt")))
         << command;
@@ -105,7 +105,9 @@ TEST_F(CliTest, BadUseOfInfoIsRefused) {
   expect_refused("info --json /no/such/folder/x.json",
                  "cannot write /no/such/folder/x.json: No such file or directory");
   expect_refused("info --json /dev/null", "not a regular file");
+  expect_refused("info --json ''", "--json");
   expect_refused("info", "no such", "DIFFKV_CPU_TARGET='no such'");
+  expect_refused("info", "no backend \"abacus\"", "DIFFKV_BACKEND=abacus");
 }
 
 TEST_F(CliTest, BadUseOfCheckIsRefused) {
@@ -116,6 +118,7 @@ TEST_F(CliTest, BadUseOfCheckIsRefused) {
   expect_refused("check --seed 99999999999999999999", "99999999999999999999");
   expect_refused("check --filter 'no case is called so'", "no case is called so");
   expect_refused("check --json /no/such/folder/x.json", "/no/such/folder/x.json");
+  expect_refused("check --json ''", "--json");
 }
 
 TEST_F(CliTest, BadUseOfPlanIsRefused) {
@@ -132,19 +135,82 @@ TEST_F(CliTest, BadUseOfPlanIsRefused) {
   expect_refused("plan --seqs 1x1 --model mimo-v2-flash --num-heads 8", "--num-heads");
   expect_refused("plan --seqs 1x1 --tp 2", "--model");
   expect_refused("plan --seqs 1x1 --num-heads 6 --num-kv-heads 4", "num_heads");
-  expect_refused("plan --seqs 1x1 --num-heads 0 --num-kv-heads 0", "num_heads is 0");
-  expect_refused("plan --seqs 1x1 --num-heads -4 --num-kv-heads -2", "num_");
-  expect_refused("plan --seqs 1x1 --num-heads 9223372036854775807 --num-kv-heads 1", "num_heads");
-  expect_refused("plan --seqs 1x1 --head-size-v 577", "head_size_v");
-  expect_refused("plan --seqs 1x1 --dtype fp4", "fp4");
-  expect_refused("plan --seqs 1x1 --chunk-size 4 --prefix-window 4", "prefix_window");
-  expect_refused("plan --seqs 1x1 --window 99999999999", "--window");
+  expect_refused("plan --seqs 1x1 --num-heads 0 --num-kv-heads 0", "--num-");
+  expect_refused("plan --seqs 1x1 --num-heads -4 --num-kv-heads -2", "--num-");
+  expect_refused("plan --seqs 1x1 --num-heads 9223372036854775807 --num-kv-heads 1", "--num-heads");
+  expect_refused("plan --seqs 1x1 --head-size-v 577", "--head-size-v");
+  expect_refused("plan --seqs 1x1 --head-size-v 12", "head_size_v is 12");
+  expect_refused("plan --seqs 1x1 --num-heads many", "--num-heads");
+  expect_refused("plan --seqs 1x1 --dtype fp4",
+                 "--dtype is \"fp4\", expected one of fp32, fp16, bf16, fp8_e4m3\n");
+  expect_refused("plan --seqs 1x1 --dtype fp8_e5m2", "--dtype is \"fp8_e5m2\"");
+  expect_refused("plan --seqs 1x1 --kv-cache-dtype int8",
+                 "--kv-cache-dtype is \"int8\", expected one of auto, fp32, fp16, bf16, fp8_e4m3, "
+                 "fp8_e5m2\n");
   expect_refused("plan --seqs 1x1 --policy wild", "wild");
+  expect_refused("plan --seqs 1x1 --json ''", "--json");
+}
+
+// What the plan would not heed is refused.
+TEST_F(CliTest, MaskOptionsOfPlanThatDoNotGoTogetherAreRefused) {
+  for (const std::string flag : {"--window 4", "--chunk-size 4", "--prefix-window 4", "--full"}) {
+    expect_refused("plan --seqs 1x1 --model mimo-v2-flash " + flag, "excludes");
+  }
+  expect_refused("plan --seqs 1x1 --model mimo-v2-flash --layer window --full --window 3",
+                 "excludes");
+  expect_refused("plan --seqs 1x1 --chunk-size 4 --prefix-window 4", "excludes");
+  expect_refused("plan --seqs 1x1 --chunk-size 4 --window 4", "excludes");
+  expect_refused("plan --seqs 1x1 --prefix-window 4 --window 4", "excludes");
+  expect_refused("plan --seqs 1x1 --chunk-lookback 1", "requires --chunk-size");
+  expect_refused("plan --seqs 1x1 --prefix-len 4", "requires --prefix-window");
+  expect_refused("plan --seqs 1x1 --window -5", "--window");
+  expect_refused("plan --seqs 1x1 --window 99999999999", "--window");
+  expect_refused("plan --seqs 1x1 --chunk-size -1", "--chunk-size");
+  expect_refused("plan --seqs 1x1 --chunk-size 4 --chunk-lookback -1", "--chunk-lookback");
+  expect_refused("plan --seqs 1x1 --prefix-window -1", "--prefix-window");
+  expect_refused("plan --seqs 1x1 --prefix-window 1 --prefix-len -1", "--prefix-len");
 }
 
 TEST_F(CliTest, BadUseOfReplayIsRefused) {
   expect_refused("replay", "");
   expect_refused("replay /no/such/trace.csv", "/no/such/trace.csv");
+  const std::string replay = "replay '" DIFFKV_SAMPLE_TRACE "' ";
+  expect_refused(replay + "--seed -1", "--seed is \"-1\"");
+  expect_refused(replay + "--verify 300000000", "--verify");
+  expect_refused(replay + "--requests -1", "--requests");
+  expect_refused(replay + "--block-size 0", "--block-size");
+  expect_refused(replay + "--max-num-seqs x", "--max-num-seqs");
+  expect_refused(replay + "--seconds nan", "--seconds is nan");
+  expect_refused(replay + "--speed-up -1", "--speed-up is -1");
+  expect_refused(replay + "--cache-gib 0", "--cache-gib is 0");
+  expect_refused(replay + "--dtype fp8_e4m3", "--dtype is \"fp8_e4m3\"");
+  expect_refused(replay + "--kv-cache-dtype bool", "--kv-cache-dtype is \"bool\"");
+  expect_refused(replay + "--report ''", "--report");
+  const std::string path = file("x");
+  expect_refused(replay + "--json '" + path + "' --report '" + file("./x") + "'",
+                 "--json and --report are both");
+  const std::string trace = file("trace.csv");
+  fs::copy_file(DIFFKV_SAMPLE_TRACE, trace);
+  expect_refused("replay '" + trace + "' --json '" + file("./trace.csv") + "'",
+                 "the trace and --json are both");
+  EXPECT_EQ(content(trace), content(DIFFKV_SAMPLE_TRACE));
+}
+
+TEST_F(CliTest, ReplaySaysWhatRanAndAgainstWhichPeak) {
+  const Outcome outcome =
+      diffkv("replay '" DIFFKV_SAMPLE_TRACE "' --requests 2 --verify 5 --json '" +
+             file("replay.json") + "' --report '" + file("replay.html") + "'");
+  ASSERT_EQ(outcome.exit_code, kExitRight) << outcome.err;
+  for (const std::string& text :
+       {outcome.out.substr(outcome.out.find('\n')), content(file("replay.html"))}) {
+    EXPECT_NE(text.find("1 full-attention layer with 8 query / 1 KV heads"), std::string::npos);
+    EXPECT_NE(text.find("peak read bandwidth"), std::string::npos);
+    EXPECT_NE(text.find("% of peak"), std::string::npos);
+  }
+  const auto replay = nlohmann::json::parse(content(file("replay.json")));
+  EXPECT_EQ(replay["verify"]["rows_wrong"], 0);
+  EXPECT_EQ(replay["verify"]["rows_full"].get<int>() + replay["verify"]["rows_window"].get<int>(),
+            5);
 }
 
 TEST_F(CliTest, InfoJsonTellsTheBackends) {
@@ -242,7 +308,7 @@ TEST_F(CliTest, PlanTakesTheEdges) {
   for (const std::string arguments :
        {"--seqs 0x0", "--seqs 1x0", "--seqs 5x2", "--seqs 1x1073741824", "--seqs 1x1*0",
         "--seqs 4x16*3 --policy invariant", "--seqs 1x100000 --policy invariant",
-        "--seqs 7x99 --prefix-window 5 --prefix-len 2147483647", "--seqs 7x99 --window -5",
+        "--seqs 7x99 --prefix-window 5 --prefix-len 2147483647", "--seqs 7x99 --dtype float16",
         "--seqs 64x4096 --full --window 100", "--seqs 3x50 --chunk-size 8 --chunk-lookback 1",
         "--seqs 1x1*100000 --num-heads 8 --num-kv-heads 1"}) {
     const Outcome outcome = diffkv("plan " + arguments);
