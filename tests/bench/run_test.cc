@@ -27,7 +27,9 @@ class Changed final : public Backend {
   Support supports(const Problem& problem) const override {
     return refuse ? Support{false, "it does not want to", ""} : cpu_.supports(problem);
   }
-  ScheduleLimits limits(const PlanKey& key) const override { return cpu_.limits(key); }
+  ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const override {
+    return cpu_.limits(key, threads);
+  }
   void* allocate(std::int64_t bytes, const Device& at) const override {
     return cpu_.allocate(bytes, at);
   }

