@@ -1,4 +1,4 @@
-// The library's version. Within one major version: source compatible; see docs/compatibility.md.
+// The library's version. Before 1.0 a minor version may change the API: see docs/compatibility.md.
 #pragma once
 
 #define DIFFKV_VERSION_MAJOR 0
