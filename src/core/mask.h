@@ -95,8 +95,9 @@ DIFFKV_HD inline RowKeys row_keys(const Mask& mask, const SeqMask& seq, std::int
   const std::int64_t p = seq.context_len() + token;
   RowKeys keys = base_keys(mask, seq, p);
   for (std::int32_t r = 0; r < seq.num_mm_ranges; ++r) {
-    const std::int32_t start = seq.mm_ranges[2 * r];
-    const std::int32_t last = seq.mm_ranges[2 * r + 1];
+    const std::int32_t* range = seq.mm_ranges + 2 * std::int64_t{r};
+    const std::int32_t start = range[0];
+    const std::int32_t last = range[1];
     if (start < last && start <= p && p <= last) {
       return unite_mm_range(mask, seq, keys, start, last, p);
     }
@@ -119,8 +120,9 @@ DIFFKV_HD inline RowKeys tile_keys(const Mask& mask, const SeqMask& seq, std::in
   keys.end = last.end;
   keys = normal_form(keys);
   for (std::int32_t r = 0; r < seq.num_mm_ranges; ++r) {
-    const std::int32_t start = seq.mm_ranges[2 * r];
-    const std::int32_t range_last = seq.mm_ranges[2 * r + 1];
+    const std::int32_t* range = seq.mm_ranges + 2 * std::int64_t{r};
+    const std::int32_t start = range[0];
+    const std::int32_t range_last = range[1];
     if (start >= range_last || start > p_last || range_last < p_first) continue;
     keys = unite_mm_range(mask, seq, keys, start, range_last, p_first > start ? p_first : start);
   }

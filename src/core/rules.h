@@ -63,18 +63,18 @@ inline constexpr std::array kPlainDTypes = {DType::kF32, DType::kF16, DType::kBF
 // A view of a list of dtypes.
 class DTypes {
  public:
-  template <std::size_t N>
-  constexpr DTypes(const std::array<DType, N>& list)  // NOLINT(google-explicit-constructor)
-      : first_(list.data()), count_(N) {}
+  template <std::size_t kCount>
+  constexpr DTypes(const std::array<DType, kCount>& list)  // NOLINT(google-explicit-constructor)
+      : first_(list.data()), count_(kCount) {}
   constexpr DTypes(const DType& one)  // NOLINT(google-explicit-constructor)
-      : first_(&one), count_(1) {}
+      : first_(&one) {}
 
   constexpr const DType* begin() const { return first_; }
   constexpr const DType* end() const { return first_ + count_; }
 
  private:
   const DType* first_;
-  std::size_t count_;
+  std::size_t count_ = 1;
 };
 
 // Refuses a dtype that is not in the list.

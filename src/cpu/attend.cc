@@ -333,8 +333,8 @@ class NarrowTile : TileBase {
   bool folded_any_ = false;
 };
 
-void AttendShare(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
-                 std::byte* scratch) {
+void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
+               std::byte* scratch) {
   plan::for_each_piece(call.schedule, tile_class, worker, [&](const plan::Piece& piece) {
     const std::int32_t rows = piece.tile.num_rows;
     if (rows > kNarrowRows) {
@@ -359,11 +359,11 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace diffkv::cpu {
 
-HWY_EXPORT(AttendShare);
+HWY_EXPORT(run_share);
 
 void attend_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                   std::byte* scratch) {
-  HWY_DYNAMIC_DISPATCH(AttendShare)(call, tile_class, worker, scratch);
+  HWY_DYNAMIC_DISPATCH(run_share)(call, tile_class, worker, scratch);
 }
 
 std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t head_size_qk,

@@ -13,7 +13,8 @@ namespace {
 float lse_at(const ConstTensorView& lse, std::int64_t token, std::int64_t head) {
   const float x =
       static_cast<const float*>(lse.data)[head * lse.strides[0] + token * lse.strides[1]];
-  return x == std::numeric_limits<float>::infinity() ? core::kNegInf : x;
+  if (x == std::numeric_limits<float>::infinity()) return core::kNegInf;
+  return x;
 }
 
 }  // namespace

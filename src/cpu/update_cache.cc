@@ -21,8 +21,8 @@ namespace diffkv::cpu::HWY_NAMESPACE {
 namespace {
 
 // Writes the heads of one token of K or V at its slot.
-void WriteToken(const ConstTensorView& src, std::int64_t token, const KvPlane& plane,
-                const ConstTensorView& scale, std::int64_t block, std::int64_t offset) {
+void write_token(const ConstTensorView& src, std::int64_t token, const KvPlane& plane,
+                 const ConstTensorView& scale, std::int64_t block, std::int64_t offset) {
   constexpr std::int64_t kMostHeadSize = 576;
   HWY_ALIGN float row[kMostHeadSize];
   const std::int64_t num_heads = src.shape[1];
@@ -49,7 +49,7 @@ void WriteToken(const ConstTensorView& src, std::int64_t token, const KvPlane& p
   }
 }
 
-void UpdateCachePart(const UpdateCall& call, std::int64_t part, std::int64_t parts) {
+void run_part(const UpdateCall& call, std::int64_t part, std::int64_t parts) {
   const auto* slots = static_cast<const std::int64_t*>(call.slot_mapping.data);
   for (std::int64_t t = 0; t < call.slot_mapping.shape[0]; ++t) {
     const std::int64_t slot = slots[t * call.slot_mapping.strides[0]];
@@ -57,8 +57,8 @@ void UpdateCachePart(const UpdateCall& call, std::int64_t part, std::int64_t par
     const std::int64_t block = slot / call.cache.block_size;
     if (block % parts != part) continue;
     const std::int64_t offset = slot - block * call.cache.block_size;
-    WriteToken(call.key, t, call.cache.key, call.cache.k_scale, block, offset);
-    WriteToken(call.value, t, call.cache.value, call.cache.v_scale, block, offset);
+    write_token(call.key, t, call.cache.key, call.cache.k_scale, block, offset);
+    write_token(call.value, t, call.cache.value, call.cache.v_scale, block, offset);
   }
 }
 
@@ -70,10 +70,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace diffkv::cpu {
 
-HWY_EXPORT(UpdateCachePart);
+HWY_EXPORT(run_part);
 
 void update_cache_part(const UpdateCall& call, std::int64_t part, std::int64_t parts) {
-  HWY_DYNAMIC_DISPATCH(UpdateCachePart)(call, part, parts);
+  HWY_DYNAMIC_DISPATCH(run_part)(call, part, parts);
 }
 
 }  // namespace diffkv::cpu
