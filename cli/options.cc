@@ -27,6 +27,7 @@ std::optional<DType> find_dtype(std::string_view text, const std::vector<DType>&
 [[noreturn]] void refuse_dtype(std::string_view flag, std::string_view text,
                                const std::vector<DType>& allowed, std::string_view or_auto) {
   std::vector<std::string_view> names;
+  names.reserve(allowed.size());
   for (const DType dtype : allowed) names.push_back(to_string(dtype));
   throw Error(ErrorCode::kInvalidArgument, fmt::format("{} is \"{}\", expected {}{}", flag, text,
                                                        or_auto, fmt::join(names, ", ")));
