@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <limits>
 #include <unordered_map>
 #include <utility>
 
@@ -232,7 +231,7 @@ CacheSizes divide_cache(const ReplayOptions& options) {
   // Each sequence's window and one block that a step's tokens begin, and a step's tokens.
   const std::int64_t most =
       options.max_num_seqs * (live + 1) + (options.max_num_batched_tokens + size - 1) / size + 1;
-  constexpr double kMost = std::numeric_limits<std::int32_t>::max() / 2;
+  constexpr double kMost = 1 << 30;
   CacheSizes sizes;
   sizes.window_blocks =
       static_cast<std::int64_t>(std::clamp(options.cache_bytes / 2 / window, 0.0, kMost));

@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <unordered_set>
+#include <utility>
 
 namespace diffkv::replay {
 
-RowSampler::RowSampler(const std::vector<TraceRequest>& requests, const Model& model,
+RowSampler::RowSampler(const std::vector<TraceRequest>& requests, Model model,
                        std::int64_t num_rows, std::uint64_t seed)
-    : model_(model), random_(seed) {
+    : model_(std::move(model)), random_(seed) {
   std::int64_t prefill_tokens = 0;
   std::int64_t decode_tokens = 0;
   for (const TraceRequest& request : requests) {

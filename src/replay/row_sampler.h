@@ -25,7 +25,7 @@ struct SampledRows {
 // not drawn from to make room for that.
 class RowSampler {
  public:
-  RowSampler(const std::vector<TraceRequest>& requests, const Model& model, std::int64_t num_rows,
+  RowSampler(const std::vector<TraceRequest>& requests, Model model, std::int64_t num_rows,
              std::uint64_t seed);
 
   // The rows of this step; a random layer and head each, layer kinds in turn.
