@@ -20,18 +20,17 @@ const Backend& find_backend(std::string_view name) {
     const char* wanted = std::getenv("DIFFKV_BACKEND");
     if (wanted != nullptr) name = wanted;
   }
-  std::vector<std::string> known;
+  std::vector<std::string> states;  // of each, for the message
   for (const Backend* backend : backends()) {
     const Support available = backend->available();
-    if (name == backend->name() && !available) {
-      throw Error(ErrorCode::kUnavailable,
-                  fmt::format("backend \"{}\" can't run here: {}", name, available.reason));
-    }
-    if (available && (name.empty() || name == backend->name())) return *backend;
-    known.emplace_back(backend->name());
+    const bool wanted = name.empty() || name == backend->name();
+    if (wanted && available) return *backend;
+    states.push_back(available ? std::string(backend->name())
+                               : fmt::format("{} ({})", backend->name(), available.reason));
   }
-  throw Error(ErrorCode::kUnavailable, fmt::format("there is no backend \"{}\", there are: {}",
-                                                   name, fmt::join(known, ", ")));
+  const std::string what = name.empty() ? "no backend" : fmt::format("no backend \"{}\"", name);
+  throw Error(ErrorCode::kUnavailable,
+              fmt::format("there is {} to use here, there are: {}", what, fmt::join(states, ", ")));
 }
 
 }  // namespace diffkv

@@ -195,6 +195,7 @@ CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, b
       result.kernel = support.kernel;
       run_problem(backend, problem, seed, deep, result);
     } catch (const Error& error) {
+      if (error.code() == ErrorCode::kUnavailable) throw;  // the machine lacks something
       result.supported = true;  // a refusal where the case expects none is a failure
       if (result.message.empty()) result.message = fmt::format("threw: {}", error.what());
     }
