@@ -80,7 +80,7 @@ class CpuBackend final : public Backend {
     // Its partials are wide: fewer of them.
     prefill.invariant_max_pieces = 4;
     for (TileClass* cls : {&decode, &prefill}) {
-      cls->block_keys = kBlockKeys;
+      cls->block_keys = static_cast<std::int32_t>(kBlockKeys);
       cls->workers = limits.threads * kSharesPerThread;
     }
     return limits;

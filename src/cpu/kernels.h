@@ -17,7 +17,7 @@ inline constexpr std::int32_t kNarrowRows = 8;
 // Rows of a prefill tile: two register blocks of 3 vectors at 16 lanes, four at 8.
 inline constexpr std::int32_t kPrefillRows = 96;
 // Keys that are converted, scored and summed at a time.
-inline constexpr std::int32_t kBlockKeys = 64;
+inline constexpr std::int64_t kBlockKeys = 64;
 
 // A sum is folded into an outer one after so many blocks: rounding grows with the number of terms,
 // so a million keys are 128 terms of 128 blocks.
