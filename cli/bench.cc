@@ -81,6 +81,7 @@ std::string read_file(const std::string& path) {
 
 bench::RunResult read_results(const std::vector<std::string>& paths) {
   std::vector<bench::RunResult> runs;
+  runs.reserve(paths.size());
   for (const std::string& path : paths) {
     runs.push_back(bench::parse_results(read_file(path), path));
   }

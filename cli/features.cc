@@ -62,6 +62,7 @@ std::vector<Problem> for_head_sizes() {
 
 std::vector<Problem> for_block_sizes(const std::vector<std::int64_t>& sizes) {
   std::vector<Problem> problems;
+  problems.reserve(sizes.size());
   for (const std::int64_t size : sizes) {
     problems.push_back(with([&](Problem& p) { p.block_size = size; }));
   }

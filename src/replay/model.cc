@@ -79,8 +79,9 @@ Model choose_layers(const Model& model, const std::string& layers) {
   std::optional<std::int64_t> full;
   std::optional<std::int64_t> window;
   if (const std::size_t colon = layers.find(':'); colon != std::string::npos) {
-    full = parse_number(std::string_view(layers).substr(0, colon));
-    window = parse_number(std::string_view(layers).substr(colon + 1));
+    const std::string_view text = layers;
+    full = parse_number(text.substr(0, colon));
+    window = parse_number(text.substr(colon + 1));
   } else if (const auto total = parse_number(layers); total && *total >= 2 && *total <= all) {
     full = std::clamp<std::int64_t>((*total * model.full.num_layers + all / 2) / all, 1,
                                     std::min(*total - 1, model.full.num_layers));

@@ -1,6 +1,7 @@
 #include "replay/progress.h"
 
 #include <fmt/format.h>
+#include <cmath>
 
 #include <algorithm>
 
@@ -14,7 +15,7 @@ std::string progress_line(const Progress& progress, int width) {
   const double rate = progress.elapsed_s > 0 ? done / progress.elapsed_s : 0.0;
   std::string left = "?";
   if (rate > 0) {
-    const auto seconds = static_cast<std::int64_t>((1.0 - share) * total / rate + 0.5);
+    const auto seconds = std::int64_t{std::llround((1.0 - share) * total / rate)};
     left = fmt::format("{}:{:02}", seconds / 60, seconds % 60);
   }
   const std::string text =

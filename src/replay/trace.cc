@@ -171,7 +171,8 @@ std::optional<Time> parse_date(std::string_view text) {
                                          std::chrono::day{static_cast<unsigned>(*day)}};
   if (!date.ok() || *hour > 23 || *minute > 59 || *second > 60) return std::nullopt;
   Time time{.kind = TimeKind::kDate};
-  const std::int64_t days = std::chrono::sys_days(date).time_since_epoch().count();
+  const std::chrono::sys_days midnight = date;
+  const std::int64_t days = midnight.time_since_epoch().count();
   time.seconds = ((days * 24 + *hour) * 60 + *minute) * 60 + *second;
   if (text.size() > kLength) {
     if (text[kLength] != '.' || text.size() == kLength + 1) return std::nullopt;

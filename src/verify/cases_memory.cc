@@ -179,8 +179,9 @@ void add_flows(CaseList& list) {
             fmt::format("{}_{}{}_in_place", batch.name, to_string(dtype), sinks ? "_sinks" : ""),
             dtype == DType::kBF16 && sinks);
         c.sinks_none = true;
-        if (sinks)
+        if (sinks) {
           list.add(c, "merge", fmt::format("{}_{}_sinks_none", batch.name, to_string(dtype)));
+        }
       }
     }
   }

@@ -47,8 +47,8 @@ std::int64_t Random::below(std::int64_t end) {
   return static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(end));
 }
 
-GeneratedProblem::GeneratedProblem(const Case& c, std::uint64_t seed)
-    : case_(c), seed_(seed), random_(mix(seed)) {
+GeneratedProblem::GeneratedProblem(Case c, std::uint64_t seed)
+    : case_(std::move(c)), seed_(seed), random_(mix(seed)) {
   make_batch();
   make_mask_data();
   make_rows();

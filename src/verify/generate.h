@@ -46,7 +46,7 @@ struct CacheImage {
 // sequence's last block are far out of range. The output starts as NaN.
 class GeneratedProblem {
  public:
-  GeneratedProblem(const Case& c, std::uint64_t seed);
+  GeneratedProblem(Case c, std::uint64_t seed);
   GeneratedProblem(const GeneratedProblem&) = delete;
   GeneratedProblem& operator=(const GeneratedProblem&) = delete;
 
@@ -107,7 +107,7 @@ class GeneratedProblem {
   void make_block_table();
   void make_dense();
   void make_scales();
-  void poison_cache();
+  void poison_cache() const;
   void write_context();
   void make_slots();
   void write_special_rows();

@@ -141,7 +141,7 @@ void GeneratedProblem::make_scales() {
 }
 
 // Memory starts as NaN; every third element of a row becomes an infinity, where the type has one.
-void GeneratedProblem::poison_cache() {
+void GeneratedProblem::poison_cache() const {
   const KvCacheView& cache = args_.cache;
   const auto poison = [&](const KvPlane& plane, std::int64_t size) {
     const std::uint32_t inf = encode(plane.dtype, kInf, Overflow::kInfinity);
