@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/layout.h"
 #include "core/mask.h"
 #include "core/softmax.h"
 #include "cpu/kernels.h"
@@ -42,7 +43,7 @@ ScoreRules rules_of(const AttentionParams& params, const core::SeqMask& seq) {
 class WideTile : TileBase {
  public:
   WideTile(const AttendCall& call, const plan::Piece& piece, std::byte* scratch)
-      : WideTile(call, piece, Scratch(scratch)) {}
+      : WideTile(call, piece, core::Layout(scratch)) {}
 
   void run() {
     load_rows();
@@ -64,7 +65,7 @@ class WideTile : TileBase {
   }
 
  private:
-  WideTile(const AttendCall& call, const plan::Piece& piece, Scratch take)
+  WideTile(const AttendCall& call, const plan::Piece& piece, core::Layout take)
       : TileBase(call, piece),
         width_((num_rows() + kLanes - 1) / kLanes * kLanes),
         own_(take, width_, kGroupWidth, args_.cache.head_size_qk, args_.cache.head_size_v) {
@@ -215,7 +216,7 @@ class WideTile : TileBase {
 template <int kRows>
 class NarrowTile : TileBase {
  public:
-  NarrowTile(const AttendCall& call, const plan::Piece& piece, Scratch take)
+  NarrowTile(const AttendCall& call, const plan::Piece& piece, core::Layout take)
       : TileBase(call, piece),
         padded_qk_(padded_to_lanes(args_.cache.head_size_qk)),
         padded_v_(padded_to_lanes(args_.cache.head_size_v)),
@@ -340,13 +341,13 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
     if (rows > kNarrowRows) {
       WideTile(call, piece, scratch).run();
     } else if (rows > 4) {
-      NarrowTile<8>(call, piece, Scratch(scratch)).run();
+      NarrowTile<8>(call, piece, core::Layout(scratch)).run();
     } else if (rows > 2) {
-      NarrowTile<4>(call, piece, Scratch(scratch)).run();
+      NarrowTile<4>(call, piece, core::Layout(scratch)).run();
     } else if (rows > 1) {
-      NarrowTile<2>(call, piece, Scratch(scratch)).run();
+      NarrowTile<2>(call, piece, core::Layout(scratch)).run();
     } else {
-      NarrowTile<1>(call, piece, Scratch(scratch)).run();
+      NarrowTile<1>(call, piece, core::Layout(scratch)).run();
     }
   });
 }
@@ -370,9 +371,9 @@ std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t head_size_qk,
                                   std::int64_t head_size_v) {
   // What the widest target takes: a group of 3 vectors of 16 lanes, head sizes padded to 16.
   constexpr std::int64_t kMostGroupWidth = 48;
-  Scratch wide(nullptr);
+  core::Layout wide(nullptr);
   WideScratch(wide, rows, kMostGroupWidth, head_size_qk, head_size_v);
-  Scratch narrow(nullptr);
+  core::Layout narrow(nullptr);
   NarrowScratch(narrow, kNarrowRows, head_size_qk + 8, head_size_v + 8);
   return std::max(wide.bytes(), narrow.bytes());
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/layout.h"
 #include "core/mask.h"
 #include "core/softmax.h"
 #include "cpu/kernels.h"
@@ -15,25 +16,6 @@
 #include "diffkv/attention.h"
 
 namespace diffkv::cpu {
-
-// Hands out a thread's scratch in 64-byte pieces; with a null base it only counts.
-class Scratch {
- public:
-  explicit Scratch(std::byte* base) : base_(base) {}
-
-  template <class T>
-  T* take(std::int64_t count) {
-    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return piece;
-  }
-
-  std::int64_t bytes() const { return bytes_; }
-
- private:
-  std::byte* base_;
-  std::int64_t bytes_ = 0;
-};
 
 // Where the keys and values of a block are.
 struct BlockRows {
@@ -118,7 +100,7 @@ struct RowInfo {
   float* slope = nullptr;            // ALiBi
 
   RowInfo() = default;
-  RowInfo(Scratch& take, std::int64_t width)
+  RowInfo(core::Layout& take, std::int64_t width)
       : prefix_end(take.take<std::int32_t>(width)),
         begin(take.take<std::int32_t>(width)),
         end(take.take<std::int32_t>(width)),
@@ -154,7 +136,7 @@ struct WideScratch {
   float* folded_sum;  // [width]
   RowInfo rows;       // [width] each
 
-  WideScratch(Scratch& take, std::int64_t width, std::int64_t group_width,
+  WideScratch(core::Layout& take, std::int64_t width, std::int64_t group_width,
               std::int64_t head_size_qk, std::int64_t head_size_v)
       : query(take.take<float>(width * head_size_qk)),
         acc(take.take<float>(width * head_size_v)),
@@ -180,7 +162,8 @@ struct NarrowScratch {
   float* row;     // one row of values
   RowInfo info;   // [rows] each
 
-  NarrowScratch(Scratch& take, std::int64_t rows, std::int64_t padded_qk, std::int64_t padded_v)
+  NarrowScratch(core::Layout& take, std::int64_t rows, std::int64_t padded_qk,
+                std::int64_t padded_v)
       : query(take.take<float>(rows * padded_qk)),
         acc(take.take<float>(rows * padded_v)),
         folded(take.take<float>(rows * padded_v)),

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/layout.h"
 #include "core/validate.h"
 #include "diffkv/backend.h"
 #include "diffkv/error.h"
@@ -19,7 +20,7 @@
 namespace diffkv {
 namespace {
 
-constexpr std::int64_t kAlignment = 64;
+using core::Layout;
 
 // Partial slots of a class that any batch within the maxima can need.
 std::int64_t slot_capacity(const PlanKey& key, const ScheduleLimits& limits,
@@ -45,26 +46,6 @@ std::int64_t slot_capacity(const PlanKey& key, const ScheduleLimits& limits,
   }
   return key.num_kv_heads * pieces * seqs * tiles;
 }
-
-// Hands out aligned pieces of the workspace; with a null base it only counts.
-class Layout {
- public:
-  explicit Layout(void* base) : base_(static_cast<std::byte*>(base)) {}
-
-  template <class T>
-  T* take(std::int64_t count) {
-    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
-    const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(T));
-    bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    return piece;
-  }
-
-  std::int64_t bytes() const { return bytes_; }
-
- private:
-  std::byte* base_;
-  std::int64_t bytes_ = 0;
-};
 
 detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
                            const PlanMaxima& maxima, Layout& layout) {
