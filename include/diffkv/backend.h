@@ -39,9 +39,23 @@ class Backend {
   virtual ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const = 0;
   ScheduleLimits limits(const PlanKey& key) const { return limits(key, 0); }
 
-  // Device memory for workspaces, 64-byte aligned. Throws Error(kUnavailable).
+  // Memory of the device, 64-byte aligned, e.g. for workspaces. Throws Error(kUnavailable).
   virtual void* allocate(std::int64_t bytes, const Device& device) const = 0;
   virtual void deallocate(void* data, const Device& device) const noexcept = 0;
+
+  // Copies bytes from host memory to memory of the device, or back, in the order of the stream. The
+  // call may return before the copy is done: until the stream is synchronized, both sides must stay
+  // alive, the source unchanged and the destination unread. Throws Error if the device fails.
+  virtual void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device& device,
+                              Stream stream) const = 0;
+  virtual void copy_to_host(void* to, const void* from, std::int64_t bytes, const Device& device,
+                            Stream stream) const = 0;
+  // Sets every byte of the device's memory [data, data + bytes) to `value`, in the order of the
+  // stream. Throws Error if the device fails.
+  virtual void fill_bytes(void* data, std::uint8_t value, std::int64_t bytes, const Device& device,
+                          Stream stream) const = 0;
+  // Returns once everything that was given to the stream is done. Throws Error if any of it failed.
+  virtual void synchronize(const Device& device, Stream stream) const = 0;
 
   // Fills the tables from the batch.
   virtual void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,

@@ -20,6 +20,8 @@ class DiffKVBackend {
  public:
   // `backend` as in find_backend. Throws Error(kUnavailable).
   explicit DiffKVBackend(std::string_view backend = "");
+  // A backend of the caller's own, which must outlive everything that is made with this.
+  explicit DiffKVBackend(const Backend& backend) : compute_(&backend) {}
 
   static constexpr std::string_view get_name() { return "DIFFKV"; }
   const Backend& compute() const { return *compute_; }

@@ -100,6 +100,21 @@ class CpuBackend final : public Backend {
     ::operator delete (data, std::align_val_t{kAlignment});
   }
 
+  // The device's memory is the host's, and every call is done when it returns.
+  void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device& /*device*/,
+                      Stream /*stream*/) const override {
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+  void copy_to_host(void* to, const void* from, std::int64_t bytes, const Device& /*device*/,
+                    Stream /*stream*/) const override {
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+  void fill_bytes(void* data, std::uint8_t value, std::int64_t bytes, const Device& /*device*/,
+                  Stream /*stream*/) const override {
+    if (bytes > 0) std::memset(data, value, static_cast<std::size_t>(bytes));
+  }
+  void synchronize(const Device& /*device*/, Stream /*stream*/) const override {}
+
   void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
             detail::PlanTables& tables, Stream /*stream*/) const override {
     plan::plan_on_host(key, limits, batch, tables);

@@ -36,6 +36,19 @@ class Changed final : public Backend {
   void deallocate(void* data, const Device& at) const noexcept override {
     cpu_.deallocate(data, at);
   }
+  void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device& at,
+                      Stream stream) const override {
+    cpu_.copy_to_device(to, from, bytes, at, stream);
+  }
+  void copy_to_host(void* to, const void* from, std::int64_t bytes, const Device& at,
+                    Stream stream) const override {
+    cpu_.copy_to_host(to, from, bytes, at, stream);
+  }
+  void fill_bytes(void* data, std::uint8_t value, std::int64_t bytes, const Device& at,
+                  Stream stream) const override {
+    cpu_.fill_bytes(data, value, bytes, at, stream);
+  }
+  void synchronize(const Device& at, Stream stream) const override { cpu_.synchronize(at, stream); }
   void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
             detail::PlanTables& tables, Stream stream) const override {
     cpu_.plan(key, limits, batch, tables, stream);

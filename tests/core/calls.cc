@@ -44,6 +44,25 @@ void RecordingBackend::deallocate(void* data, const Device& device) const noexce
   find_backend("cpu").deallocate(data, device);
 }
 
+void RecordingBackend::copy_to_device(void* to, const void* from, std::int64_t bytes,
+                                      const Device& device, Stream stream) const {
+  find_backend("cpu").copy_to_device(to, from, bytes, device, stream);
+}
+
+void RecordingBackend::copy_to_host(void* to, const void* from, std::int64_t bytes,
+                                    const Device& device, Stream stream) const {
+  find_backend("cpu").copy_to_host(to, from, bytes, device, stream);
+}
+
+void RecordingBackend::fill_bytes(void* data, std::uint8_t value, std::int64_t bytes,
+                                  const Device& device, Stream stream) const {
+  find_backend("cpu").fill_bytes(data, value, bytes, device, stream);
+}
+
+void RecordingBackend::synchronize(const Device& device, Stream stream) const {
+  find_backend("cpu").synchronize(device, stream);
+}
+
 void RecordingBackend::plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
                             detail::PlanTables& tables, Stream stream) const {
   if (type_ != DeviceType::kCpu) return;

@@ -58,6 +58,13 @@ class RecordingBackend : public Backend {
   ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const override;
   void* allocate(std::int64_t bytes, const Device& device) const override;
   void deallocate(void* data, const Device& device) const noexcept override;
+  void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device& device,
+                      Stream stream) const override;
+  void copy_to_host(void* to, const void* from, std::int64_t bytes, const Device& device,
+                    Stream stream) const override;
+  void fill_bytes(void* data, std::uint8_t value, std::int64_t bytes, const Device& device,
+                  Stream stream) const override;
+  void synchronize(const Device& device, Stream stream) const override;
   void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
             detail::PlanTables& tables, Stream stream) const override;
   void update_cache(const ConstTensorView& key, const ConstTensorView& value,

@@ -36,6 +36,10 @@ class LimitsBackend final : public Backend {
   void deallocate(void* data, const Device& device) const noexcept override {
     base_.deallocate(data, device);
   }
+  void copy_to_device(void*, const void*, std::int64_t, const Device&, Stream) const override {}
+  void copy_to_host(void*, const void*, std::int64_t, const Device&, Stream) const override {}
+  void fill_bytes(void*, std::uint8_t, std::int64_t, const Device&, Stream) const override {}
+  void synchronize(const Device&, Stream) const override {}
   void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
             detail::PlanTables& tables, Stream stream) const override {
     base_.plan(key, limits, batch, tables, stream);

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -52,6 +53,19 @@ class FaultyBackend : public Backend {
     return std::aligned_alloc(64, static_cast<std::size_t>((bytes + 63) / 64 * 64));
   }
   void deallocate(void* data, const Device&) const noexcept override { std::free(data); }
+  void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device&,
+                      Stream) const override {
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+  void copy_to_host(void* to, const void* from, std::int64_t bytes, const Device&,
+                    Stream) const override {
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+  void fill_bytes(void* data, std::uint8_t value, std::int64_t bytes, const Device&,
+                  Stream) const override {
+    if (bytes > 0) std::memset(data, value, static_cast<std::size_t>(bytes));
+  }
+  void synchronize(const Device&, Stream) const override {}
   void plan(const PlanKey&, const ScheduleLimits&, const Batch& batch, detail::PlanTables& tables,
             Stream) const override {
     tables.num_seqs = static_cast<std::int32_t>(batch.num_seqs);
