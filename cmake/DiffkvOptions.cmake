@@ -10,8 +10,10 @@ option(DIFFKV_CCACHE "Compile through ccache where it is installed" ON)
 
 # An interface of this build only: what it adds never reaches an installed target.
 add_library(diffkv_warnings INTERFACE)
-target_compile_options(diffkv_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow
-  $<$<BOOL:${DIFFKV_WERROR}>:-Werror>)
+target_compile_options(diffkv_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow $<$<BOOL:${DIFFKV_WERROR}>:-Werror>>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wshadow
+    $<$<BOOL:${DIFFKV_WERROR}>:-Werror=all-warnings>>)
 
 if(DIFFKV_SANITIZE)
   add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all

@@ -71,6 +71,9 @@ struct Problem {
   bool packed = true;  // K and V in one row
   bool dense = false;  // no block table
   std::int64_t block_size = 16;
+  // Bytes that every row of query, cache and output starts at a multiple of: 16, or 8 (which the
+  // contract allows fp8 rows).
+  std::int64_t row_alignment = 16;
   bool soft_cap = false;
   bool alibi = false;
   bool alibi_sqrt = false;

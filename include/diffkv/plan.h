@@ -34,7 +34,7 @@ struct TileClass {
   std::int32_t invariant_max_pieces = 16;
 };
 
-inline constexpr int kMaxTileClasses = 2;
+inline constexpr int kMaxTileClasses = 3;
 
 struct ScheduleLimits {
   std::array<TileClass, kMaxTileClasses> classes;
@@ -88,6 +88,9 @@ struct WorkStart {
 struct PlanTables {
   std::int32_t num_seqs = 0;
   std::int32_t num_tokens = 0;
+  // What PlanMaxima allow. Lengths in device memory, which nobody could check, are clamped to them.
+  std::int32_t max_tokens = 0;
+  std::int32_t max_seq_len = 0;
   std::int32_t num_slots = 0;                                // partial slots that exist
   std::int32_t* query_start_loc = nullptr;                   // [num_seqs + 1], as planned
   std::int32_t* seq_lens = nullptr;                          // [num_seqs], as planned

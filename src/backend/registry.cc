@@ -8,12 +8,21 @@
 #include <vector>
 
 #include "cpu/backend.h"
+#ifdef DIFFKV_HAS_CUDA
+#include "cuda/backend.h"
+#endif
 #include "diffkv/backend.h"
 #include "diffkv/error.h"
 
 namespace diffkv {
 
-std::vector<const Backend*> backends() { return {&cpu::backend()}; }
+std::vector<const Backend*> backends() {
+#ifdef DIFFKV_HAS_CUDA
+  return {&cuda::backend(), &cpu::backend()};
+#else
+  return {&cpu::backend()};
+#endif
+}
 
 const Backend& find_backend(std::string_view name) {
   if (name.empty()) {

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "core/rules.h"
+
 namespace diffkv {
 
 std::string to_string(const PlanKey& key) {
@@ -27,6 +29,21 @@ std::string to_string(const PlanKey& key) {
 }
 
 namespace core {
+namespace {
+
+// Whether every row (the last dimension) starts at a multiple of that many bytes.
+bool rows_start_at(std::int64_t bytes, const ConstTensorView& view) {
+  if (is_empty(view)) return true;
+  if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(bytes) != 0) {
+    return false;
+  }
+  for (int i = 0; i + 1 < view.rank; ++i) {
+    if (view.shape[i] > 1 && view.strides[i] * size_of(view.dtype) % bytes != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 Problem problem_of(const PlanKey& key, const AttentionParams& params, DType output_dtype) {
   Problem problem;
@@ -56,6 +73,10 @@ Problem problem_of(const PlanKey& key, const AttentionParams& params, const Atte
           key_row + static_cast<std::uintptr_t>(cache.head_size_qk * size_of(cache.key.dtype));
   problem.dense = cache.dense;
   problem.block_size = cache.block_size;
+  const bool aligned = rows_start_at(16, args.query) && rows_start_at(16, args.output) &&
+                       rows_start_at(16, plane_tensor(cache, cache.key, cache.head_size_qk)) &&
+                       rows_start_at(16, plane_tensor(cache, cache.value, cache.head_size_v));
+  problem.row_alignment = aligned ? 16 : 8;
   problem.lse = args.lse.given();
   problem.kv_scale_per_head = cache.k_scale.numel() > 1 || cache.v_scale.numel() > 1;
   return problem;

@@ -157,6 +157,8 @@ Plan make_plan(const Backend& backend, const PlanKey& key, const PlanMaxima& max
   plan.tables_ = lay_out(key, plan.limits_, maxima, layout);
   plan.tables_.num_seqs = static_cast<std::int32_t>(batch.num_seqs);
   plan.tables_.num_tokens = static_cast<std::int32_t>(batch.num_actual_tokens);
+  plan.tables_.max_tokens = static_cast<std::int32_t>(maxima.max_tokens);
+  plan.tables_.max_seq_len = static_cast<std::int32_t>(maxima.max_seq_len);
   backend.plan(key, plan.limits_, batch, plan.tables_, stream);
   return plan;
 }

@@ -1,0 +1,10 @@
+// The CUDA backend.
+#pragma once
+
+#include "diffkv/backend.h"
+
+namespace diffkv::cuda {
+
+const Backend& backend();
+
+}  // namespace diffkv::cuda
