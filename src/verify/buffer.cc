@@ -11,10 +11,12 @@ namespace {
 
 constexpr std::int64_t kAlignment = 64;
 
-// Differs from neighbour to neighbour, so that a shifted copy shows too.
-std::byte guard_byte(std::int64_t at) { return static_cast<std::byte>((0x5a + 37 * at) & 0xff); }
-
 }  // namespace
+
+// Differs from neighbour to neighbour, so that a shifted copy shows too.
+std::byte GuardedBuffer::guard_byte(std::int64_t index) {
+  return static_cast<std::byte>((0x5a + 37 * index) & 0xff);
+}
 
 GuardedBuffer::GuardedBuffer(std::string name, std::int64_t bytes, std::int64_t misalign)
     : name_(std::move(name)),

@@ -24,9 +24,16 @@ class GuardedBuffer {
   const std::byte* data() const { return storage_.data() + begin_; }
   std::int64_t bytes() const { return bytes_; }
 
+  // The content and both guard zones.
+  std::byte* whole() { return data() - kGuardBytes; }
+  std::int64_t whole_bytes() const { return bytes_ + 2 * kGuardBytes; }
+
   // Fills the content with 0xff.
   void poison();
 
+  // The bytes of a guard zone: of index -kGuardBytes to -1 before the content, of the content's
+  // size and up behind it.
+  static std::byte guard_byte(std::int64_t index);
   // "" or which byte of which guard zone was overwritten.
   std::string guard_damage() const;
 

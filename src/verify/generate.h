@@ -75,6 +75,9 @@ class GeneratedProblem {
   // Makes output and lse NaN again.
   void poison_outputs();
 
+  // Every buffer there is.
+  const std::vector<std::unique_ptr<GuardedBuffer>>& buffers() const { return buffers_; }
+
   // "" or the first overwritten guard zone, changed input, or touched output row that is not
   // covered. The cache counts as neither: see cache_difference.
   std::string damage() const;

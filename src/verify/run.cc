@@ -36,33 +36,41 @@ std::string nonzero(const TensorView& output) {
   return "";
 }
 
-std::string update_by_flow(const Backend& backend, const GeneratedProblem& problem) {
-  CacheImage expected = problem.cache_image();
-  reference_update(problem.new_key(), problem.new_value(), expected.view, problem.slot_mapping());
-  if (problem.source().flow == CaseFlow::kLayer) {
-    const DiffKVAttention layer(DiffKVBackend(backend.name()), problem.key(), problem.params(),
-                                problem.source().output_dtype);
+std::string update_by_flow(const PlacedProblem& problem) {
+  const GeneratedProblem& host = problem.host();
+  CacheImage expected = host.cache_image();
+  reference_update(host.new_key(), host.new_value(), expected.view, host.slot_mapping());
+  if (host.source().flow == CaseFlow::kLayer) {
+    const DiffKVAttention layer(DiffKVBackend(problem.backend()), host.key(), problem.params(),
+                                host.source().output_dtype);
     layer.do_kv_cache_update(problem.new_key(), problem.new_value(), problem.args().cache,
                              problem.slot_mapping());
   } else {
-    update_cache(backend, problem.new_key(), problem.new_value(), problem.args().cache,
+    update_cache(problem.backend(), problem.new_key(), problem.new_value(), problem.args().cache,
                  problem.slot_mapping());
   }
-  std::string what = problem.cache_difference(expected);
+  problem.fetch();
+  std::string what = host.cache_difference(expected);
   return what.empty() ? what : "update_cache: " + what;
 }
 
-std::string attend_by_flow(const Backend& backend, GeneratedProblem& problem) {
-  switch (problem.source().flow) {
+// Leaves what it wrote on the host.
+std::string attend_by_flow(PlacedProblem& problem) {
+  std::string what;
+  switch (problem.host().source().flow) {
     case CaseFlow::kStages:
-      return attend_by_stages(backend, problem);
+      what = attend_by_stages(problem);
+      break;
     case CaseFlow::kMerge:
-      return attend_by_merge(backend, problem);
+      what = attend_by_merge(problem);
+      break;
     case CaseFlow::kLayer:
     case CaseFlow::kSharing:
-      return attend_by_layer(backend, problem);
+      what = attend_by_layer(problem);
+      break;
   }
-  return "";
+  problem.fetch();
+  return what;
 }
 
 std::vector<std::byte> bytes_of(const TensorView& view) {
@@ -81,15 +89,15 @@ std::vector<std::byte> bytes_of(const TensorView& view) {
 }
 
 // Runs one problem under one policy and adds what came out to the result.
-void run_problem(const Backend& backend, GeneratedProblem& problem, std::uint64_t seed, bool deep,
-                 CaseResult& result) {
+void run_problem(PlacedProblem& placed, std::uint64_t seed, bool deep, CaseResult& result) {
+  const GeneratedProblem& problem = placed.host();
   const auto judge = [&](std::string what) {
     if (result.message.empty()) result.message = std::move(what);
   };
   if (deep) judge(check_index_tensors(problem.key(), problem.args(), problem.slot_mapping()));
-  if (problem.has_update()) judge(update_by_flow(backend, problem));
+  if (problem.has_update()) judge(update_by_flow(placed));
   CacheImage before = problem.cache_image();
-  judge(attend_by_flow(backend, problem));
+  judge(attend_by_flow(placed));
 
   const std::int64_t work = deep ? std::numeric_limits<std::int64_t>::max() : kSampledWork;
   const RowsCheck rows =
@@ -107,8 +115,8 @@ void run_problem(const Backend& backend, GeneratedProblem& problem, std::uint64_
   if (!deep) return;
   const std::vector<std::byte> output = bytes_of(problem.args().output);
   const std::vector<std::byte> lse = bytes_of(problem.args().lse);
-  problem.poison_outputs();
-  judge(attend_by_flow(backend, problem));
+  placed.poison_outputs();
+  judge(attend_by_flow(placed));
   if (output != bytes_of(problem.args().output) || lse != bytes_of(problem.args().lse)) {
     judge("a second run gave other bits");
   }
@@ -117,26 +125,29 @@ void run_problem(const Backend& backend, GeneratedProblem& problem, std::uint64_
 }  // namespace
 
 PlanMemory::PlanMemory(const Backend& backend, const PlanKey& key, const PlanMaxima& maxima)
-    : memory_("workspace", workspace_bytes(backend, key, maxima)),
-      view_(memory_.data(), DType::kU8, {memory_.bytes()}) {}
+    : memory_(backend, "workspace", workspace_bytes(backend, key, maxima)),
+      view_(memory_.data(), DType::kU8, {memory_.bytes()}, device::device_of(backend)) {}
 
-std::string attend_by_stages(const Backend& backend, const GeneratedProblem& problem) {
-  const PlanMemory memory(backend, problem.key(), problem.maxima());
+std::string attend_by_stages(const PlacedProblem& problem) {
+  const Backend& backend = problem.backend();
+  const GeneratedProblem& host = problem.host();
+  const PlanMemory memory(backend, host.key(), host.maxima());
   const Plan plan =
-      make_plan(backend, problem.key(), problem.maxima(), problem.args().batch, memory.view());
+      make_plan(backend, host.key(), host.maxima(), problem.args().batch, memory.view());
   attend(backend, problem.params(), problem.args(), plan);
   return memory.guard_damage();
 }
 
-std::string attend_by_layer(const Backend& backend, GeneratedProblem& problem) {
-  const Case& c = problem.source();
+std::string attend_by_layer(PlacedProblem& problem) {
+  const GeneratedProblem& host = problem.host();
+  const Case& c = host.source();
   const AttendArgs& args = problem.args();
-  const DiffKVBackend face(backend.name());
-  DiffKVMetadataBuilder builder(face, problem.key(), problem.maxima());
+  const DiffKVBackend face(problem.backend());
+  DiffKVMetadataBuilder builder(face, host.key(), host.maxima(), problem.device());
   // The query-query bias may come with the call instead of with the layer.
   AttentionParams params = problem.params();
   params.qq_bias = {};
-  const DiffKVAttention layer(face, problem.key(), params, c.output_dtype);
+  const DiffKVAttention layer(face, host.key(), params, c.output_dtype);
 
   DiffKVAttention::ForwardArgs forward;
   forward.query = args.query;
@@ -154,7 +165,8 @@ std::string attend_by_layer(const Backend& backend, GeneratedProblem& problem) {
     forward.cache = &args.cache;
   }
   layer.forward(forward);
-  if (std::string what = nonzero(args.output); !what.empty()) return what;
+  problem.fetch();
+  if (std::string what = nonzero(host.args().output); !what.empty()) return what;
   problem.poison_outputs();
 
   // Where there are no graphs, the one is the other.
@@ -163,6 +175,7 @@ std::string attend_by_layer(const Backend& backend, GeneratedProblem& problem) {
                                       : builder.build(batch);
   forward.metadata = &metadata;
   layer.forward(forward);
+  problem.backend().synchronize(problem.device(), {});  // before the builder's memory goes
   return "";
 }
 
@@ -171,10 +184,6 @@ CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, b
   result.name = c.name;
   result.feature = c.feature;
   result.tolerance = tolerance(c.key, c.output_dtype).output;
-  if (backend.device_type() != DeviceType::kCpu) {
-    result.message = fmt::format("backend {} does not compute in host memory", backend.name());
-    return result;
-  }
   std::vector<SchedulePolicy> policies{c.key.policy};
   if (deep) {
     policies.push_back(c.key.policy == SchedulePolicy::kBalanced ? SchedulePolicy::kBatchInvariant
@@ -193,7 +202,8 @@ CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, b
       }
       result.supported = true;
       result.kernel = support.kernel;
-      run_problem(backend, problem, seed, deep, result);
+      PlacedProblem placed(backend, problem);
+      run_problem(placed, seed, deep, result);
     } catch (const Error& error) {
       if (error.code() == ErrorCode::kUnavailable) throw;  // the machine lacks something
       result.supported = true;  // a refusal where the case expects none is a failure

@@ -26,8 +26,9 @@ struct CaseResult {
 // attend runs; output and lse rows are compared with the reference, and everything else must be
 // untouched. `deep` compares every row instead of a sample of big cases, checks the index tensors'
 // values, runs both policies, and runs each twice and wants the same bits.
-// Never throws for what the backend does: an Error of the library is a wrong result. The backend
-// must compute in host memory, else the result is "not supported".
+// Never throws for what the backend does: an Error of the library is a wrong result. Of a backend
+// that does not compute in host memory everything is copied to its device, guard zones and poison
+// included, and back to be judged.
 CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, bool deep);
 
 }  // namespace diffkv::verify

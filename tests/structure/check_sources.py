@@ -21,10 +21,12 @@ _PARTS = {
     "src/cpu": {"include/diffkv", "src/core", "src/plan", "src/cpu"},
     "src/cuda": {"include/diffkv", "src/core", "src/plan", "src/cuda"},
     "src/backend": {"include/diffkv", "src/core", "src/cpu", "src/cuda", "src/backend"},
+    # A device as programs see it, which know the library from outside.
+    "src/device": {"include/diffkv", "src/device"},
     # The reference shares nothing with what it judges.
-    "src/verify": {"include/diffkv", "src/verify"},
+    "src/verify": {"include/diffkv", "src/device", "src/verify"},
     # A caller of the library that can compare its steps with the reference.
-    "src/replay": {"include/diffkv", "src/core", "src/verify", "src/replay"},
+    "src/replay": {"include/diffkv", "src/core", "src/device", "src/verify", "src/replay"},
     "src": {"include/diffkv", "src/core", "src/plan", "src/backend", "src"},
 }
 # Parts that are the installed library: they never print and never end the program.
@@ -33,7 +35,7 @@ _LIBRARY = {"include/diffkv", "src", "src/core", "src/plan", "src/cpu", "src/cud
 # Foreign headers and the only parts that may include them (empty: nobody).
 _FOREIGN = [
     (re.compile(r"^hwy/"), {"src/cpu"}),
-    (re.compile(r"^(cuda\w*\.h|cuda/std/|cute/|cutlass/|cub/|cooperative_groups)"), {"src/cuda"}),
+    (re.compile(r"^(cuda\w*\.h|cuda/std/|cute/|cutlass/|cub/|cooperative_groups)"), {"src/cuda", "src/device"}),
     (re.compile(r"^(immintrin|x86intrin|[a-z]mmintrin|arm_neon|arm_sve)\.h$"), set()),
     (re.compile(r"^(torch|ATen|c10|Python\.h|nanobind|pybind11)"), set()),
     (re.compile(r"^(gtest|gmock)/"), set()),

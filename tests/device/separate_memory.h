@@ -1,0 +1,79 @@
+// A device without one: the CPU's kernels over memory that nobody else can touch.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "diffkv/backend.h"
+
+namespace diffkv::testing {
+
+// A backend of device type kCuda. Its allocations are inaccessible except while one of its own
+// calls runs: any other code of this process that reads or writes one, the library's included, ends
+// the process. Stages refuse tensors that do not lie in one allocation. One thread at a time.
+class SeparateMemoryBackend : public Backend {
+ public:
+  SeparateMemoryBackend() = default;
+  ~SeparateMemoryBackend() override;
+
+  // What is allocated now.
+  std::int64_t allocations() const { return static_cast<std::int64_t>(sizes_.size()); }
+  // Calls of stages so far.
+  std::int64_t stages() const { return stages_; }
+  // Copies and fills so far, and how many bytes they moved.
+  std::int64_t copies() const { return copies_; }
+
+  std::string_view name() const override { return "separate"; }
+  DeviceType device_type() const override { return DeviceType::kCuda; }
+  std::string description() const override { return "the CPU over memory of its own"; }
+  Support available() const override { return {true, "", "separate"}; }
+  Support supports(const Problem& problem) const override { return cpu_.supports(problem); }
+  ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const override {
+    return cpu_.limits(key, threads);
+  }
+  void* allocate(std::int64_t bytes, const Device& device) const override;
+  void deallocate(void* data, const Device& device) const noexcept override;
+  void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device& device,
+                      Stream stream) const override;
+  void copy_to_host(void* to, const void* from, std::int64_t bytes, const Device& device,
+                    Stream stream) const override;
+  void fill_bytes(void* data, std::uint8_t value, std::int64_t bytes, const Device& device,
+                  Stream stream) const override;
+  void synchronize(const Device& device, Stream stream) const override;
+  void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
+            detail::PlanTables& tables, Stream stream) const override;
+  void update_cache(const ConstTensorView& key, const ConstTensorView& value,
+                    const KvCacheView& cache, const ConstTensorView& slot_mapping,
+                    Stream stream) const override;
+  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+              Stream stream) const override;
+  void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+               Stream stream) const override;
+  void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
+                         const TensorView& output, const TensorView& lse,
+                         Stream stream) const override;
+  void fill_zero(const TensorView& output, Stream stream) const override;
+
+ protected:
+  const Backend& cpu() const { return cpu_; }
+
+ private:
+  class Open;
+
+  // Throws Error unless the bytes lie in one allocation.
+  void require(const std::string& what, const void* data, std::int64_t bytes) const;
+  void require(const char* what, const ConstTensorView& view) const;
+  void require(const KvCacheView& cache) const;
+  void require(const Batch& batch) const;
+  void require(const AttentionParams& params, const AttendArgs& args, const Plan& plan) const;
+  void protect(int access) const;
+
+  const Backend& cpu_ = find_backend("cpu");
+  mutable std::map<const std::byte*, std::int64_t> sizes_;  // of each allocation, in bytes
+  mutable std::int64_t stages_ = 0;
+  mutable std::int64_t copies_ = 0;
+};
+
+}  // namespace diffkv::testing
