@@ -5,34 +5,38 @@
 namespace diffkv::cuda {
 namespace {
 
-template <class View>
-RowsParams rows_of(const View& view) {
+PlaneParams plane_of(const KvPlane& plane) {
+  return {static_cast<const std::byte*>(plane.data), plane.stride_block, plane.stride_token,
+          plane.stride_head, plane.dtype};
+}
+
+}  // namespace
+
+RowsParams rows_params(const ConstTensorView& view) {
   RowsParams rows{};
-  rows.data = static_cast<std::byte*>(const_cast<void*>(view.data));
+  rows.data = static_cast<std::byte*>(const_cast<void*>(view.data));  // inputs are only read
   rows.stride_token = view.strides[0];
   rows.stride_head = view.strides[1];
   rows.dtype = view.dtype;
   return rows;
 }
 
-PlaneParams plane_of(const KvPlane& plane) {
-  return {static_cast<const std::byte*>(plane.data), plane.stride_block, plane.stride_token,
-          plane.stride_head, plane.dtype};
-}
-
-VectorParams vector_of(const ConstTensorView& view) {
+VectorParams vector_params(const ConstTensorView& view) {
   if (!view.given()) return {nullptr, 0, DType::kF32};
   return {view.data, view.shape[0] > 1 ? view.strides[0] : 0, view.dtype};
 }
 
-}  // namespace
+std::int32_t block_shift(std::int64_t block_size) {
+  const auto size = static_cast<std::uint64_t>(block_size);
+  return std::has_single_bit(size) ? std::countr_zero(size) : -1;
+}
 
 AttendKernelParams attend_kernel_params(const AttentionParams& params, const AttendArgs& args,
                                         const Plan& plan) {
   AttendKernelParams p{};
   p.schedule = plan::schedule_view(plan.key(), plan.limits(), plan.tables(), args.batch);
-  p.query = rows_of(args.query);
-  p.output = rows_of(args.output);
+  p.query = rows_params(args.query);
+  p.output = rows_params(args.output);
   if (args.lse.given()) {
     p.lse = static_cast<float*>(args.lse.data);
     p.lse_stride_head = args.lse.strides[0];
@@ -46,8 +50,7 @@ AttendKernelParams attend_kernel_params(const AttentionParams& params, const Att
   p.head_size_v = static_cast<std::int32_t>(cache.head_size_v);
   p.num_blocks = static_cast<std::int32_t>(cache.num_blocks);
   p.block_size = static_cast<std::int32_t>(cache.block_size);
-  const auto block_size = static_cast<std::uint32_t>(cache.block_size);
-  p.block_shift = std::has_single_bit(block_size) ? std::countr_zero(block_size) : -1;
+  p.block_shift = block_shift(cache.block_size);
   if (cache.dense) {
     p.kv_start = static_cast<const std::int32_t*>(args.batch.kv_start.data);
     p.kv_start_stride = args.batch.kv_start.strides[0];
@@ -60,12 +63,12 @@ AttendKernelParams attend_kernel_params(const AttentionParams& params, const Att
   p.scale = params.scale;
   p.soft_cap = params.soft_cap > 0.0F ? params.soft_cap : 0.0F;
   p.alibi_sqrt = params.alibi_sqrt;
-  p.alibi_slopes = vector_of(params.alibi_slopes);
-  if (params.sink_mode == SinkMode::kIn) p.sinks = vector_of(params.sinks);
-  p.q_scale = vector_of(params.q_scale);
-  p.k_scale = vector_of(cache.k_scale);
-  p.v_scale = vector_of(cache.v_scale);
-  p.output_scale = vector_of(params.output_scale);
+  p.alibi_slopes = vector_params(params.alibi_slopes);
+  if (params.sink_mode == SinkMode::kIn) p.sinks = vector_params(params.sinks);
+  p.q_scale = vector_params(params.q_scale);
+  p.k_scale = vector_params(cache.k_scale);
+  p.v_scale = vector_params(cache.v_scale);
+  p.output_scale = vector_params(params.output_scale);
   if (params.qq_bias.given()) {
     p.qq_bias = params.qq_bias.data;
     p.qq_bias_stride_row = params.qq_bias.strides[0];

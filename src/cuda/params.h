@@ -87,6 +87,10 @@ struct AttendKernelParams {
 static_assert(std::is_trivially_copyable_v<AttendKernelParams>);
 static_assert(sizeof(AttendKernelParams) <= 2048, "kernel parameters have 4 KB in all");
 
+RowsParams rows_params(const ConstTensorView& view);      // of [num_tokens, num_heads, head size]
+VectorParams vector_params(const ConstTensorView& view);  // of a vector, given or not
+std::int32_t block_shift(std::int64_t block_size);        // log2, or -1 if it is no power of two
+
 AttendKernelParams attend_kernel_params(const AttentionParams& params, const AttendArgs& args,
                                         const Plan& plan);
 

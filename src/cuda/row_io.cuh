@@ -1,0 +1,81 @@
+// A row (token, head) on its way in and out: scales of queries; sink, lse, scales and type of
+// results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/softmax.h"
+#include "cuda/params.h"
+#include "plan/schedule.h"
+
+namespace diffkv::cuda {
+
+// Element `i` of an fp32 vector, 1 where there is none.
+__device__ inline float scale_at(const VectorParams& scale, std::int64_t i) {
+  return scale.data == nullptr ? 1.0F : static_cast<const float*>(scale.data)[i * scale.stride];
+}
+
+// What q . k of this KV head is multiplied with.
+__device__ inline float score_scale(const AttendKernelParams& p, std::int32_t kv_head) {
+  return p.scale * scale_at(p.q_scale, 0) * scale_at(p.k_scale, kv_head);
+}
+
+__device__ inline std::byte* row_at(const RowsParams& rows, std::int64_t token, std::int64_t head) {
+  return rows.data + (token * rows.stride_token + head * rows.stride_head) * size_of(rows.dtype);
+}
+
+// The (token, head) of row `row` of a tile. A row whose token is at or past
+// schedule.tables.num_tokens is neither read nor written.
+struct RowPlace {
+  std::int64_t token;
+  std::int32_t head;
+  std::int32_t query;  // the token within its sequence
+};
+
+__device__ inline RowPlace row_place(const plan::ScheduleView& view, const plan::Piece& piece,
+                                     std::int32_t row) {
+  const std::int32_t index = piece.tile.first_row + row;
+  RowPlace place;
+  place.query = index / view.group;
+  place.token = std::int64_t{view.tables.query_start_loc[piece.seq]} + place.query;
+  place.head = piece.tile.kv_head * view.group + (index - place.query * view.group);
+  return place;
+}
+
+// What the finished row's accumulator, sum p v without scales, becomes.
+struct RowEnd {
+  float factor;
+  float divisor;  // output_scale
+  bool empty;     // the row is zeros, whatever the accumulator holds
+  bool divided;
+
+  __device__ float operator()(float acc) const {
+    const float x = empty ? 0.0F : acc * factor;
+    return divided ? x / divisor : x;
+  }
+};
+
+// Adds the sink to a row's softmax and writes its lse. Call once a row: `writes_lse` says whether
+// this thread is the one that does.
+__device__ inline RowEnd finish_row(const AttendKernelParams& p, std::int64_t token,
+                                    std::int32_t head, std::int32_t kv_head,
+                                    core::SoftmaxState state, bool writes_lse) {
+  float sink = core::kNegInf;
+  if (p.sinks.data != nullptr) {
+    sink = core::load_element(p.sinks.dtype, p.sinks.data, head * p.sinks.stride);
+  }
+  const core::SoftmaxEnd end = core::finish(state, sink);
+  if (writes_lse && p.lse != nullptr) {
+    p.lse[head * p.lse_stride_head + token * p.lse_stride_token] = end.lse;
+  }
+  RowEnd row;
+  row.factor = end.factor * scale_at(p.v_scale, kv_head);
+  row.empty = end.empty;
+  row.divided = p.output_scale.data != nullptr;
+  row.divisor = scale_at(p.output_scale, 0);
+  return row;
+}
+
+}  // namespace diffkv::cuda
