@@ -39,10 +39,8 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
 
 void combine_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                    std::byte* scratch) {
-  plan::for_each_piece(call.schedule, tile_class, worker, [&](const plan::Piece& piece) {
-    if (piece.slot >= 0 && piece.first()) {
-      combine_tile(call, tile_class, worker, piece, reinterpret_cast<float*>(scratch));
-    }
+  plan::for_each_cut_tile(call.schedule, tile_class, worker, [&](const plan::Piece& first) {
+    combine_tile(call, tile_class, worker, first, reinterpret_cast<float*>(scratch));
   });
 }
 

@@ -16,6 +16,7 @@
 #include "diffkv/error.h"
 #include "plan/host_plan.h"
 #include "plan/schedule.h"
+#include "plan/shares.h"
 
 namespace diffkv {
 namespace {
@@ -103,28 +104,19 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
   std::array<std::int32_t, kMaxTileClasses> next_slot = tables.first_slot;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) tables.cost_before[c][0] = 0;
   for (std::int32_t s = 0; s < view.num_seqs; ++s) {
-    const SeqMask seq = seq_mask(view, s);
-    const SeqTiles tiles = seq_tiles(view, seq.query_len);
-    const std::int64_t cost = view.num_kv_heads * head_cost(view, seq, tiles);
+    const SeqWork work = seq_work(view, s);
     for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-      tables.cost_before[c][s + 1] = tables.cost_before[c][s] + (c == tiles.tile_class ? cost : 0);
+      tables.cost_before[c][s + 1] =
+          tables.cost_before[c][s] + (c == work.tile_class ? work.cost : 0);
     }
     if (tables.slot_before != nullptr) {
-      const plan::InvariantCut cut = invariant_cut(view, tiles, seq);
-      tables.slot_before[s] = next_slot[tiles.tile_class];
-      if (cut.ranges > 1) {
-        next_slot[tiles.tile_class] +=
-            cut.slots_per_tile * tiles.tiles_per_head * view.num_kv_heads;
-      }
+      tables.slot_before[s] = next_slot[work.tile_class];
+      next_slot[work.tile_class] += work.slots;
     }
   }
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    const std::int64_t total = tables.cost_before[c][view.num_seqs];
-    const std::int64_t workers = limits.classes[c].workers;
-    for (std::int64_t w = 0; w <= workers; ++w) {
-      // total / workers * w without overflow.
-      const std::int64_t target = total / workers * w + total % workers * w / workers;
-      tables.starts[c][w] = locate(view, c, target, total / workers);
+    for (std::int32_t w = 0; w <= limits.classes[c].workers; ++w) {
+      tables.starts[c][w] = share_start(view, c, w);
     }
   }
 }

@@ -1,5 +1,6 @@
 // Who reads which keys: tiles, blocks, shares, pieces, slots. Allocation-free, host and device; the
-// planner, the kernels and combine all walk the plan through these functions.
+// planner, the kernels and combine all walk the plan through these functions. Where shares start is
+// found in shares.h.
 #pragma once
 
 #include <cstddef>
@@ -154,20 +155,6 @@ DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, cons
   }
   tile.num_blocks = tile.prefix_blocks + window_blocks;
   return tile;
-}
-
-DIFFKV_HD inline std::int64_t tile_cost(const TileClass& cls, const Tile& tile) {
-  return cls.tile_cost + static_cast<std::int64_t>(tile.num_blocks) * cls.block_cost;
-}
-
-// Cost of one KV head of a sequence.
-DIFFKV_HD inline std::int64_t head_cost(const ScheduleView& view, const SeqMask& seq,
-                                        const SeqTiles& tiles) {
-  std::int64_t cost = 0;
-  for (std::int32_t t = 0; t < tiles.tiles_per_head; ++t) {
-    cost += tile_cost(view.limits.classes[tiles.tile_class], tile_at(view, seq, tiles, t));
-  }
-  return cost;
 }
 
 // Ranges of L keys that `span` neighbouring keys can reach into.
@@ -330,6 +317,36 @@ DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_clas
   }
 }
 
+// Calls fn(piece) for the first piece of every cut tile that starts in a worker's share: each cut
+// tile is some worker's.
+template <class Fn>
+DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_class,
+                                 std::int32_t worker, Fn&& fn) {
+  if (view.policy == SchedulePolicy::kBatchInvariant) {
+    for_each_piece(view, tile_class, worker, [&](const Piece& piece) {
+      if (piece.slot >= 0 && piece.first()) fn(piece);
+    });
+    return;
+  }
+  // Only the share's last tile can be cut without having been cut before.
+  const WorkStart start = view.tables.starts[tile_class][worker];
+  const WorkStart stop = view.tables.starts[tile_class][worker + 1];
+  if (stop.block == 0 || stop.seq >= view.num_seqs || !before(start, stop)) return;
+  if (same_tile(start, stop) && start.block > 0) return;
+  const SeqMask seq = seq_mask(view, stop.seq);
+  const SeqTiles tiles = seq_tiles(view, seq.query_len);
+  if (stop.tile >= tiles.tiles_per_head * view.num_kv_heads) return;
+  Piece piece;
+  piece.seq = stop.seq;
+  piece.tile_index = stop.tile;
+  piece.tile = tile_at(view, seq, tiles, stop.tile);
+  piece.end_block = stop.block;
+  // A mask that changed after planning may have left the tile whole.
+  if (stop.block >= piece.tile.num_blocks) return;
+  piece.slot = slot_of(view, tile_class, worker, InvariantCut{}, piece);
+  fn(static_cast<const Piece&>(piece));
+}
+
 // Row of the partials that holds row `row` of a tile's slot.
 DIFFKV_HD inline std::int64_t partial_row(const ScheduleView& view, std::int32_t tile_class,
                                           std::int32_t slot, std::int64_t row) {
@@ -337,56 +354,6 @@ DIFFKV_HD inline std::int64_t partial_row(const ScheduleView& view, std::int32_t
          std::int64_t{slot - view.tables.first_slot[tile_class]} *
              view.limits.classes[tile_class].tile_rows +
          row;
-}
-
-// Where the share that starts `target` units of cost into a class's line of work starts. `share` is
-// the cost of one worker's share.
-DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_class,
-                                  std::int64_t target, std::int64_t share) {
-  const TileClass& cls = view.limits.classes[tile_class];
-  const std::int64_t* cost_before = view.tables.cost_before[tile_class];
-  if (target >= cost_before[view.num_seqs]) return WorkStart{view.num_seqs, 0, 0};
-  std::int32_t low = 0;  // the last sequence whose work starts at or below the target
-  for (std::int32_t high = view.num_seqs; high - low > 1;) {
-    const std::int32_t middle = low + (high - low) / 2;
-    (cost_before[middle] <= target ? low : high) = middle;
-  }
-  const SeqMask seq = seq_mask(view, low);
-  const SeqTiles tiles = seq_tiles(view, seq.query_len);
-  const std::int64_t per_head = (cost_before[low + 1] - cost_before[low]) / view.num_kv_heads;
-  std::int64_t rest = target - cost_before[low];
-  const std::int32_t head = static_cast<std::int32_t>(rest / per_head);
-  rest -= head * per_head;
-  WorkStart at{low, head * tiles.tiles_per_head, 0};
-  Tile tile = tile_at(view, seq, tiles, at.tile);
-  while (rest >= tile_cost(cls, tile)) {
-    rest -= tile_cost(cls, tile);
-    tile = tile_at(view, seq, tiles, ++at.tile);
-  }
-  const InvariantCut cut = invariant_cut(view, tiles, seq);
-  const bool invariant = view.policy == SchedulePolicy::kBatchInvariant;
-  const bool may_cut = tile_cost(cls, tile) * cls.uncut_per_share > share &&
-                       (invariant ? cut.ranges > 1 : tile.num_blocks >= 2 * cls.least_cut);
-  if (!may_cut) {
-    at.block = 2 * rest >= tile_cost(cls, tile) ? tile.num_blocks : 0;
-  } else {
-    const std::int64_t past = rest - cls.tile_cost;
-    at.block =
-        past <= 0 ? 0 : static_cast<std::int32_t>((past + cls.block_cost / 2) / cls.block_cost);
-    if (invariant && at.block > 0 && at.block < tile.num_blocks) {
-      const std::int32_t range = tile.block_at(at.block) / cut.blocks_per_range;
-      const std::int32_t below = tile.blocks_below(range * cut.blocks_per_range);
-      const std::int32_t above = invariant_piece_end(cut, tile, at.block);
-      at.block = at.block - below < above - at.block ? below : above;
-    }
-    if (!invariant && at.block < cls.least_cut) at.block = 0;
-    if (!invariant && tile.num_blocks - at.block < cls.least_cut) at.block = tile.num_blocks;
-  }
-  if (at.block >= tile.num_blocks && (at.block > 0 || 2 * rest >= tile_cost(cls, tile))) {
-    at = WorkStart{at.seq, at.tile + 1, 0};
-    if (at.tile == tiles.tiles_per_head * view.num_kv_heads) at = WorkStart{at.seq + 1, 0, 0};
-  }
-  return at;
 }
 
 }  // namespace diffkv::plan

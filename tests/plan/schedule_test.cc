@@ -16,6 +16,7 @@
 #include "diffkv/backend.h"
 #include "diffkv/plan.h"
 #include "plan/host_plan.h"
+#include "plan/shares.h"
 
 namespace diffkv::plan {
 namespace {
@@ -61,7 +62,7 @@ struct Planned {
 
     const int num_seqs = uniform(rng, 0, 6);
     for (int s = 0; s < num_seqs; ++s) {
-      const int query_len = uniform(rng, 0, 3) == 0 ? uniform(rng, 0, 60) : uniform(rng, 0, 3);
+      const int query_len = uniform(rng, 0, 3) == 0 ? uniform(rng, 0, 90) : uniform(rng, 0, 3);
       const int seq_len = uniform(rng, 0, 4) == 0 ? uniform(rng, 0, 5) : uniform(rng, 0, 9000);
       query_start_loc.push_back(query_start_loc.back() + query_len);
       seq_lens.push_back(seq_len);
@@ -211,7 +212,7 @@ TEST_P(ScheduleTest, BlocksHoldTheRowsKeys) {
 }
 
 // Slots: whole tiles have none; cut ones have one a piece, in range, never shared, and
-// for_each_partial finds exactly these in key order.
+// for_each_cut_tile with for_each_partial finds exactly these in key order.
 TEST_P(ScheduleTest, SlotsAreUniqueAndFoundAgain) {
   on_random_batches([](const Planned& planned, const ScheduleView& view) {
     std::set<int> used;
@@ -226,14 +227,55 @@ TEST_P(ScheduleTest, SlotsAreUniqueAndFoundAgain) {
           EXPECT_LT(piece.slot, planned.tables.num_slots);
           EXPECT_TRUE(used.insert(piece.slot).second) << "slot " << piece.slot;
           slots_of[tile].push_back(piece.slot);
-          if (piece.first()) {
-            for_each_partial(view, c, w, piece, [&](int slot) { found[tile].push_back(slot); });
-          }
+        });
+        for_each_cut_tile(view, c, w, [&](const Piece& piece) {
+          const auto tile = std::make_pair(piece.seq, piece.tile_index);
+          EXPECT_TRUE(piece.first() && !piece.last());
+          EXPECT_EQ(found.count(tile), 0U);
+          for_each_partial(view, c, w, piece, [&](int slot) { found[tile].push_back(slot); });
         });
       }
     }
     EXPECT_EQ(slots_of, found);
   });
+}
+
+// Costs in closed form are the sums over the tiles, and the tile of a cost is found again.
+TEST_P(ScheduleTest, CostsAreSumsOverTiles) {
+  on_random_batches([](const Planned& planned, const ScheduleView& view) {
+    for (int s = 0; s < view.num_seqs; ++s) {
+      const SeqMask seq = seq_mask(view, s);
+      const SeqTiles tiles = seq_tiles(view, seq.query_len);
+      const TileClass& cls = planned.limits.classes[tiles.tile_class];
+      const HeadCost costs(view, seq, tiles);
+      std::int64_t sum = 0;
+      for (int t = 0; t < tiles.tiles_per_head; ++t) {
+        EXPECT_EQ(costs.before(t), sum) << "sequence " << s << " tile " << t;
+        const std::int64_t cost = tile_cost(cls, tile_at(view, seq, tiles, t));
+        EXPECT_EQ(costs.tile_at_cost(sum), t);
+        EXPECT_EQ(costs.tile_at_cost(sum + cost - 1), t);
+        sum += cost;
+      }
+      EXPECT_EQ(costs.before(tiles.tiles_per_head), sum);
+      EXPECT_EQ(seq_work(view, s).cost, sum * view.num_kv_heads);
+    }
+  });
+}
+
+TEST(Schedule, FloorSumsAreSums) {
+  std::mt19937 rng(7);
+  for (int i = 0; i < 2000; ++i) {
+    const int count = uniform(rng, 0, 60);
+    const int divisor = uniform(rng, 1, 1 << uniform(rng, 0, 20));
+    const int step = uniform(rng, 1, 1 << uniform(rng, 0, 20));
+    const int first = uniform(rng, -(1 << 22), 1 << 22);
+    std::int64_t sum = 0;
+    for (int k = 0; k < count; ++k) {
+      sum += std::max(std::int64_t{0}, first + std::int64_t{step} * k) / divisor;
+    }
+    EXPECT_EQ(floor_sum(count, divisor, step, first), sum)
+        << count << " " << divisor << " " << step << " " << first;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, ScheduleTest,
