@@ -1,0 +1,54 @@
+// Attention on tensor cores by mma.sync: any GPU from sm_80 on, any mask, one body for decode and
+// prefill. See docs/kernels/mma.md.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/device.h"
+#include "cuda/generic/consumer.cuh"
+#include "cuda/generic/producer.cuh"
+#include "cuda/generic/shared.cuh"
+#include "cuda/generic/tile.h"
+#include "cuda/params.h"
+
+namespace diffkv::cuda::mma {
+
+template <class T>
+__global__ void __launch_bounds__(T::Grid::kThreads, 1)
+    attend_mma(const __grid_constant__ AttendKernelParams params, Depth depth,
+               std::int32_t tile_class) {
+  extern __shared__ __align__(128) std::byte memory[];
+  const Shared<T> shared(memory, depth);
+  if (threadIdx.x == 0) {
+    for (std::int32_t i = 0; i < depth.stages; ++i) {
+      ptx::init(shared.stage_full + i, kFullArrivals);
+      ptx::init(shared.stage_empty + i, T::Grid::kConsumers);
+    }
+    for (std::int32_t i = 0; i < depth.query_buffers; ++i) {
+      ptx::init(shared.query_full + i, kFullArrivals);
+      ptx::init(shared.query_empty + i, T::Grid::kConsumers);
+    }
+    ptx::fence_barrier_init();
+  }
+  if (params.head_size_qk < T::kHeadSizeQk || params.head_size_v < T::kHeadSizeV) {
+    // Columns past the true sizes are never copied to; they must not hold NaN.
+    const SharedLayout<T> layout(depth);
+    for (std::int32_t at = static_cast<std::int32_t>(threadIdx.x) * 16; at < layout.merge;
+         at += T::Grid::kThreads * 16) {
+      *reinterpret_cast<uint4*>(memory + at) = make_uint4(0, 0, 0, 0);
+    }
+    ptx::fence_before_bulk_copies();
+  }
+  __syncthreads();
+  const auto worker = static_cast<std::int32_t>(blockIdx.x);
+  if (threadIdx.x >= T::Grid::kConsumers * kWarp) {
+    Producer<T>(params, shared, depth, tile_class).run(worker);
+  } else {
+    Consumer<T>(params, shared, depth, tile_class).run();
+  }
+}
+
+}  // namespace diffkv::cuda::mma

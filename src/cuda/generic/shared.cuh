@@ -1,0 +1,62 @@
+// A block's shared memory: its parts, and the rings that producer and consumers walk it in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/generic/ptx.cuh"
+#include "cuda/generic/tile.h"
+
+namespace diffkv::cuda::mma {
+
+// A block's shared memory, as pointers.
+template <class T>
+struct Shared {
+  using Piece = PieceInfo<T::Grid::kRows>;
+
+  __device__ Shared(std::byte* base, Depth depth) {
+    const SharedLayout<T> layout(depth);
+    stages = base;
+    queries = base + layout.queries;
+    merge = reinterpret_cast<float*>(base + layout.merge);
+    pieces = reinterpret_cast<Piece*>(base + layout.pieces);
+    row_max = reinterpret_cast<float*>(base + layout.row_max);
+    row_sum = reinterpret_cast<float*>(base + layout.row_sum);
+    weights = reinterpret_cast<float*>(base + layout.weights);
+    stage_infos = reinterpret_cast<StageInfo*>(base + layout.stage_infos);
+    auto* barriers = reinterpret_cast<ptx::Barrier*>(base + layout.barriers);
+    stage_full = barriers;
+    stage_empty = stage_full + kMaxStages;
+    query_full = stage_empty + kMaxStages;
+    query_empty = query_full + kMaxQueryBuffers;
+  }
+
+  std::byte* stages;   // [stages, kBlockKeys, kRowPitch]: K, then V
+  std::byte* queries;  // [query buffers, kRows, kQueryPitch]
+  float* merge;        // [kKeyWarps, kRows, kMergeColumns], see Finish::sum_at
+  Piece* pieces;       // [query buffers]
+  float* row_max;      // [kKeyWarps, kRows]
+  float* row_sum;      // [kKeyWarps, kRows]
+  float* weights;      // [kKeyWarps, kRows]
+  StageInfo* stage_infos;
+  // Full: the producer's copies have landed. Empty: the consumers are done with them.
+  ptx::Barrier* stage_full;
+  ptx::Barrier* stage_empty;
+  ptx::Barrier* query_full;
+  ptx::Barrier* query_empty;
+};
+
+// A place in a ring, and the parity of the round it is in.
+struct RingPosition {
+  std::int32_t index = 0;
+  std::uint32_t parity = 0;
+
+  __device__ void advance(std::int32_t size) {
+    if (++index == size) {
+      index = 0;
+      parity ^= 1U;
+    }
+  }
+};
+
+}  // namespace diffkv::cuda::mma

@@ -1,0 +1,137 @@
+// The shapes of the tensor-core kernels: what a thread block holds, and where in shared memory.
+// Host and device.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "diffkv/tensor.h"
+
+namespace diffkv::cuda::mma {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kMmaRows = 16;  // rows, and keys, of one instruction
+inline constexpr int kMaxStages = 8;
+inline constexpr int kMaxQueryBuffers = 4;
+// Added to each row in shared memory, so that the same columns of 8 neighbouring rows lie in
+// different banks: the tile sizes are multiples of 128 bytes, or of 64 for fp8.
+inline constexpr int kRowPadding = 16;
+
+// How a block's consumer warps share a tile: kRowWarps x kKeyWarps warps, each with kRowTiles x 16
+// rows and kBlockKeys / kKeyWarps keys of every block of keys. Warps that share rows keep partial
+// sums of their own, merged at a piece's end.
+template <int kRowWarpsValue, int kKeyWarpsValue, int kRowTilesValue, int kBlockKeysValue,
+          int kMergeColumnsValue>
+struct WarpGrid {
+  static constexpr int kRowWarps = kRowWarpsValue;
+  static constexpr int kKeyWarps = kKeyWarpsValue;
+  static constexpr int kRowTiles = kRowTilesValue;
+  static constexpr int kBlockKeys = kBlockKeysValue;
+  // Columns of the sums that are merged at a time: a compromise between the shared memory that it
+  // takes and barriers.
+  static constexpr int kMergeColumns = kMergeColumnsValue;
+
+  static constexpr int kRows = kRowWarps * kRowTiles * kMmaRows;
+  static constexpr int kWarpKeys = kBlockKeys / kKeyWarps;
+  static constexpr int kConsumers = kRowWarps * kKeyWarps;
+  static constexpr int kThreads = (kConsumers + 1) * kWarp;
+  static_assert(kWarpKeys % kMmaRows == 0);
+};
+
+// One kernel: a warp grid, the types, and the head sizes it has room for. True sizes may be
+// smaller.
+template <class GridType, DType kQueryValue, DType kStoredValue, int kHeadSizeQkValue,
+          int kHeadSizeVValue>
+struct Tile {
+  using Grid = GridType;
+  static constexpr DType kQuery = kQueryValue;
+  static constexpr DType kStored = kStoredValue;  // K and V in the cache
+  static constexpr int kHeadSizeQk = kHeadSizeQkValue;
+  static constexpr int kHeadSizeV = kHeadSizeVValue;
+  static constexpr bool kFp8 = is_fp8(kStored);
+  // fp8 keys and values are multiplied as fp16, which holds all of them.
+  static constexpr bool kHalf = kFp8 || kStored == DType::kF16;
+  static_assert(kFp8 || kQuery == kStored);
+  static_assert(kHeadSizeQk % 64 == 0 && kHeadSizeV % 64 == 0);
+
+  static constexpr int kStoredBytes = kFp8 ? 1 : 2;
+  static constexpr int kKeyBytes = kHeadSizeQk * kStoredBytes;
+  static constexpr int kRowBytes = kKeyBytes + kHeadSizeV * kStoredBytes;
+  static constexpr int kRowPitch = kRowBytes + kRowPadding;
+  static constexpr int kStageBytes = kRowPitch * Grid::kBlockKeys;
+  static constexpr int kQueryPitch = kHeadSizeQk * 2 + kRowPadding;
+  static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
+  static constexpr int kMergeBytes = Grid::kKeyWarps * Grid::kRows * Grid::kMergeColumns * 4;
+  static_assert(kHeadSizeV % Grid::kMergeColumns == 0);
+};
+
+// What the block loads ahead.
+struct Depth {
+  std::int32_t stages = 0;         // blocks of keys
+  std::int32_t query_buffers = 0;  // tiles' queries
+};
+
+// What one piece's consumers need to know, made by the producer.
+template <int kRows>
+struct PieceInfo {
+  std::int32_t seq;
+  std::int32_t kv_head;
+  std::int32_t first_row;
+  std::int32_t num_rows;
+  std::int32_t slot;
+  std::int32_t context_len;
+  std::int32_t first_token;  // of the sequence
+  // Keys that every row sees.
+  std::int32_t seen_prefix_end;
+  std::int32_t seen_begin;
+  std::int32_t seen_end;
+  float score_scale;
+  std::int32_t unused;
+  // What each row sees; its ALiBi slope; what its query was multiplied with.
+  std::int32_t prefix_end[kRows];
+  std::int32_t begin[kRows];
+  std::int32_t end[kRows];
+  float slope[kRows];
+  float query_factor[kRows];
+};
+
+enum StageFlags : std::int32_t { kFirstOfPiece = 1, kLastOfPiece = 2, kNoMoreWork = 4 };
+
+struct StageInfo {
+  std::int32_t first_key;  // of the block
+  std::int32_t begin;      // keys that were loaded
+  std::int32_t end;
+  std::int32_t flags;
+};
+
+// Offsets in a block's shared memory.
+template <class T>
+struct SharedLayout {
+  using Piece = PieceInfo<T::Grid::kRows>;
+
+  DIFFKV_HD explicit SharedLayout(Depth depth)
+      : queries(depth.stages * T::kStageBytes),
+        merge(queries + depth.query_buffers * T::kQueryBytes),
+        pieces(merge + T::kMergeBytes),
+        row_max(pieces + depth.query_buffers * static_cast<int>(sizeof(Piece))),
+        row_sum(row_max + kRowFloats),
+        weights(row_sum + kRowFloats),
+        stage_infos(weights + kRowFloats),
+        barriers(stage_infos + kMaxStages * static_cast<int>(sizeof(StageInfo))),
+        bytes(barriers + (2 * kMaxStages + 2 * kMaxQueryBuffers) * 8) {}
+
+  static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
+  static_assert(sizeof(Piece) % 16 == 0);
+
+  int queries;
+  int merge;
+  int pieces;
+  int row_max;
+  int row_sum;
+  int weights;
+  int stage_infos;
+  int barriers;
+  int bytes;
+};
+
+}  // namespace diffkv::cuda::mma
