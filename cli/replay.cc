@@ -49,13 +49,18 @@ constexpr const char* kNotes =
     "  diffkv replay examples/traces/sample.csv --verify 200\n"
     "  diffkv replay trace.csv --requests 500 --tp 4 --report report.html\n"
     "  diffkv replay trace.csv --kv-cache-dtype fp8_e4m3 --speed-up 20 --seconds 60\n"
+    "  diffkv replay trace.csv --backend cuda --graphs --layers 9:39 --cache-gib 60 --verify 200\n"
     "\n"
     "The defaults are one rank of 8 (MiMo-V2-Flash: 8 query heads and 1 KV head a layer) and one "
     "layer of each kind, so times are of 2 of the model's 48 layers; --layers 9:39 runs all.\n"
     "\"% of peak\" is the rate at which attention reads the keys and values that a step's rows "
     "see, "
     "each once a layer, as a share of the peak read bandwidth, which is measured at the start "
-    "(256 MiB read by all threads). A KV cache that fits the processor's caches may beat it.\n"
+    "(on the CPU 256 MiB read by all threads, on a GPU 1 GiB by one launch). A KV cache that fits "
+    "the caches may beat it.\n"
+    "On a GPU times are by its own clock, and a step's metadata is copied to it before they start. "
+    "With --graphs the sequences, tokens and rows that pad a step to its recorded shape are empty, "
+    "and rows are verified after the step's last layer.\n"
     "Ctrl-C stops after the current step, and verifies no more rows; the summary and files are "
     "still written.\n"
     "Exit codes: 0 every verified row was right (also when stopped), 1 a row was wrong, 2 bad use "
@@ -241,6 +246,9 @@ void add_replay(CLI::App& app, int& exit_code) {
   number("--verify", options.verify_rows, 0, replay::kMaxVerifyRows,
          "Compare so many random rows, both layer kinds, no token twice, with the fp64 reference, "
          "and every key and value they see with what was written");
+  command->add_flag("--graphs", options.graphs,
+                    "Record a step of each padded number of sequences and tokens as a CUDA graph "
+                    "once and launch that for later steps");
   add_output_file(*command, "--json", flags->json, "Write the figures to this file");
   add_output_file(*command, "--report", flags->report,
                   "Write a self-contained HTML page with plots to this file");

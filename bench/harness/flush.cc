@@ -6,7 +6,7 @@
 #include <chrono>
 #include <vector>
 
-#include "replay/bandwidth.h"
+#include "device/memory_stream.h"
 #include "replay/stats.h"
 
 namespace diffkv::bench {
@@ -26,7 +26,7 @@ std::int64_t preemptions() {
 }  // namespace
 
 struct Flush::Parts {
-  std::vector<replay::MemoryStream> streams;
+  std::vector<device::MemoryStream> streams;
   std::vector<double> rates;
   double best_rate = 0.0;
 };
@@ -46,7 +46,7 @@ std::int64_t Flush::bytes() const {
 double Flush::best_rate() const { return parts_->best_rate; }
 
 void Flush::operator()() {
-  for (replay::MemoryStream& stream : parts_->streams) {
+  for (device::MemoryStream& stream : parts_->streams) {
     parts_->rates.push_back(stream.read());
     parts_->best_rate = std::max(parts_->best_rate, parts_->rates.back());
   }

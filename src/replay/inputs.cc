@@ -19,11 +19,9 @@ InputPool::InputPool(const Model& model, const LayerKind& kind, DType dtype,
       head_size_qk_(model.head_size_qk),
       head_size_v_(model.head_size_v),
       row_(num_heads_ * head_size_qk_ + num_kv_heads_ * (head_size_qk_ + head_size_v_)),
+      rows_(max_tokens + num_offsets() - 1),
       dtype_(dtype) {
-  const std::int64_t rows = max_tokens + num_offsets() - 1;
-  const std::int64_t row_bytes = row_ * size_of(dtype_);
-  storage_.resize(static_cast<std::size_t>(rows * row_bytes + kAlignment) / sizeof(std::uint32_t) +
-                  1);
+  storage_.resize(static_cast<std::size_t>(bytes() + kAlignment) / sizeof(std::uint32_t) + 1);
   const auto address = reinterpret_cast<std::uintptr_t>(storage_.data());
   data_ = reinterpret_cast<std::byte*>(storage_.data()) + (kAlignment - address % kAlignment);
 
@@ -37,7 +35,7 @@ InputPool::InputPool(const Model& model, const LayerKind& kind, DType dtype,
   const std::int64_t key_column = num_heads_ * head_size_qk_;
   const std::int64_t value_column = key_column + num_kv_heads_ * head_size_qk_;
   std::vector<float> values(static_cast<std::size_t>(row_));
-  for (std::int64_t r = 0; r < rows; ++r) {
+  for (std::int64_t r = 0; r < rows_; ++r) {
     std::size_t at = 0;
     for (std::int64_t c = 0; c < row_; ++c) {
       // One number of the generator serves 64 columns; no two rows are alike.
@@ -47,7 +45,7 @@ InputPool::InputPool(const Model& model, const LayerKind& kind, DType dtype,
       const bool is_value = c >= value_column;
       values[static_cast<std::size_t>(c)] = is_query ? 3.0F * x : (is_value ? 0.5F + x : x);
     }
-    core::store_row(dtype_, values.data(), row_, data_ + r * row_bytes);
+    core::store_row(dtype_, values.data(), row_, data_ + r * row_bytes());
   }
 }
 

@@ -29,6 +29,11 @@ class InputPool {
   ConstTensorView key(std::int64_t offset, std::int64_t num_tokens) const;    // [n, kv_heads, qk]
   ConstTensorView value(std::int64_t offset, std::int64_t num_tokens) const;  // [n, kv_heads, v]
 
+  // All rows; a slice's tensors lie in its rows alone.
+  std::byte* data() const { return data_; }
+  std::int64_t bytes() const { return rows_ * row_bytes(); }
+  std::int64_t row_bytes() const { return row_ * size_of(dtype_); }
+
  private:
   ConstTensorView slice(std::int64_t offset, std::int64_t num_tokens, std::int64_t column,
                         std::int64_t heads, std::int64_t size) const;
@@ -37,7 +42,8 @@ class InputPool {
   std::int64_t num_kv_heads_;
   std::int64_t head_size_qk_;
   std::int64_t head_size_v_;
-  std::int64_t row_;  // elements
+  std::int64_t row_;   // elements
+  std::int64_t rows_;  // of the pool
   DType dtype_;
   std::vector<std::uint32_t> storage_;  // of words, so that rows are aligned
   std::byte* data_ = nullptr;

@@ -9,8 +9,6 @@
 #include <utility>
 
 #include "diffkv/error.h"
-#include "diffkv/layer.h"
-#include "replay/bandwidth.h"
 #include "replay/layer_group.h"
 #include "replay/row_sampler.h"
 #include "replay/scheduler.h"
@@ -60,7 +58,8 @@ double block_bytes(const ReplayOptions& options, const LayerKind& kind) {
 // What all parts of one replay share.
 class Replay {
  public:
-  Replay(const std::vector<TraceRequest>& requests, const ReplayOptions& options)
+  Replay(const std::vector<TraceRequest>& requests, const ReplayOptions& options,
+         device::Session& session)
       : requests_(requests),
         options_(options),
         sizes_(divide_cache(options)),
@@ -70,10 +69,9 @@ class Replay {
                     .num_full_blocks = sizes_.full_blocks,
                     .num_window_blocks = sizes_.window_blocks,
                     .window = options.model.window.window}),
-        // Before anything large is allocated.
-        backend_(fitting_backend()),
-        full_(backend_, group(options.model.full, sizes_.full_blocks, options.seed * 2 + 1)),
-        window_(backend_, group(options.model.window, sizes_.window_blocks, options.seed * 2 + 2)),
+        session_(&fitting(session)),
+        full_(session, group(options.model.full, sizes_.full_blocks, options.seed * 2 + 1)),
+        window_(session, group(options.model.window, sizes_.window_blocks, options.seed * 2 + 2)),
         sampler_(requests, options.model, options.verify_rows, options.seed) {
     progress_.requests = static_cast<std::int64_t>(requests.size());
     for (const TraceRequest& request : requests) {
@@ -84,12 +82,12 @@ class Replay {
   ReplayResult run(const Observer& observer) {
     observer_ = &observer;
     result_.requests = progress_.requests;
-    result_.backend = backend_.compute().description();
+    result_.backend = session_->backend().description();
     result_.num_full_blocks = sizes_.full_blocks;
     result_.num_window_blocks = sizes_.window_blocks;
     result_.cache_bytes = full_.cache_bytes() + window_.cache_bytes();
     result_.verify.rows_asked = options_.verify_rows;
-    result_.bandwidth = options_.bandwidth > 0 ? options_.bandwidth : measure_read_bandwidth();
+    result_.bandwidth = options_.bandwidth > 0 ? options_.bandwidth : session_->measure_read_rate();
     start_ = Clock::now();
     do {
       arrive();
@@ -97,6 +95,7 @@ class Replay {
       step();
     } while (go_on());
     result_.wall_s = progress_.elapsed_s;
+    result_.graphs = full_.num_recorded() + window_.num_recorded();
     result_.requests_finished = progress_.requests_finished;
     result_.stopped = result_.requests_finished < result_.requests;
     return std::move(result_);
@@ -111,18 +110,12 @@ class Replay {
     return !stopping_;
   }
 
-  DiffKVBackend fitting_backend() const {
+  // Before anything large is allocated.
+  device::Session& fitting(device::Session& session) const {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       scheduler_.check_fits(requests_[i], static_cast<std::int64_t>(i));
     }
-    DiffKVBackend backend(options_.backend);
-    if (backend.compute().device_type() != DeviceType::kCpu) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("replay keeps its tensors in host memory, backend \"{}\" does not "
-                              "run there; expected a CPU backend",
-                              backend.compute().name()));
-    }
-    return backend;
+    return session;
   }
 
   LayerGroupConfig group(const LayerKind& kind, std::int64_t num_blocks, std::uint64_t seed) const {
@@ -135,7 +128,8 @@ class Replay {
             .max_tokens = options_.max_num_batched_tokens,
             .max_seqs = std::min(options_.max_num_seqs, options_.max_num_batched_tokens),
             .max_seq_len = max_seq_len(requests_),
-            .seed = seed};
+            .seed = seed,
+            .graphs = options_.graphs};
   }
 
   double arrival(std::size_t i) const {
@@ -207,7 +201,7 @@ class Replay {
   const ReplayOptions& options_;
   CacheSizes sizes_;
   Scheduler scheduler_;
-  DiffKVBackend backend_;
+  device::Session* session_;
   LayerGroup full_;
   LayerGroup window_;
   RowSampler sampler_;
@@ -248,9 +242,14 @@ CacheSizes divide_cache(const ReplayOptions& options) {
 }
 
 ReplayResult replay(const std::vector<TraceRequest>& requests, const ReplayOptions& options,
-                    const Observer& observer) {
+                    device::Session& session, const Observer& observer) {
   check_options(requests, options);
-  return Replay(requests, options).run(observer);
+  return Replay(requests, options, session).run(observer);
+}
+
+ReplayResult replay(const std::vector<TraceRequest>& requests, const ReplayOptions& options,
+                    const Observer& observer) {
+  return replay(requests, options, *device::open_session(find_backend(options.backend)), observer);
 }
 
 }  // namespace diffkv::replay

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "device/session.h"
 #include "diffkv/tensor.h"
 #include "replay/model.h"
 #include "replay/progress.h"
@@ -19,7 +20,7 @@ inline constexpr std::int64_t kMaxVerifyRows = 1'000'000;
 
 struct ReplayOptions {
   Model model;          // of one rank, with the layers to run
-  std::string backend;  // as in find_backend
+  std::string backend;  // as in find_backend; of a replay that opens its own session
   DType dtype = DType::kBF16;
   DType cache_dtype = DType::kBF16;
   std::int64_t block_size = 16;
@@ -31,6 +32,8 @@ struct ReplayOptions {
   std::uint64_t seed = 0;
   std::int64_t verify_rows = 0;  // 0 to kMaxVerifyRows
   double bandwidth = 0.0;  // peak read bandwidth, bytes / s; 0: measured before the first step
+  // Record a step of each padded shape once (see padded_size) and launch that for later steps.
+  bool graphs = false;
 };
 
 // How many blocks each layer of a kind has. The window layers' pool is what they can need at most
@@ -56,7 +59,10 @@ using Observer = std::function<bool(const Progress&)>;
 // over each, in a random layer and head, no token twice; a trace with fewer tokens has fewer rows,
 // and rows that a stopped run does not reach are not checked.
 // Throws Error before the first step if an option is out of range, a request cannot fit in the
-// cache, or the backend does not run on the CPU.
+// cache, or graphs are asked for where the session cannot record.
+ReplayResult replay(const std::vector<TraceRequest>& requests, const ReplayOptions& options,
+                    device::Session& session, const Observer& observer);
+// The same in a session of options.backend.
 ReplayResult replay(const std::vector<TraceRequest>& requests, const ReplayOptions& options,
                     const Observer& observer);
 

@@ -139,6 +139,9 @@ Cells overall_table(const ReplayResult& result, const Summary& summary) {
       {"rows verified",
        fmt::format("{} of {} asked ({} full-attention, {} window), {} wrong", verify.rows(),
                    verify.rows_asked, verify.rows_full, verify.rows_window, verify.rows_wrong)}};
+  if (result.graphs > 0) {
+    rows.push_back({"graphs", fmt::format("{} padded shapes recorded", result.graphs)});
+  }
   if (verify.rows() > 0) {
     rows.push_back({"worst error", fmt::format("{:.2e} of {:.0e} allowed; lse {:.2e} of {:.0e}",
                                                verify.worst_error, verify.tolerance,
@@ -180,6 +183,7 @@ std::string to_json(const ReplayResult& result, const Summary& summary) {
                          {"window_occupancy_mean", summary.window_occupancy_mean},
                          {"window_occupancy_peak", summary.window_occupancy_peak},
                          {"preemptions", summary.preemptions},
+                         {"graphs", result.graphs},
                          {"verify",
                           {{"rows_asked", verify.rows_asked},
                            {"rows_full", verify.rows_full},

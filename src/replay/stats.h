@@ -64,7 +64,8 @@ struct ReplayResult {
   std::int64_t num_full_blocks = 0;
   std::int64_t num_window_blocks = 0;
   std::int64_t cache_bytes = 0;
-  bool stopped = false;  // before every request had finished
+  bool stopped = false;     // before every request had finished
+  std::int64_t graphs = 0;  // padded shapes that were recorded, both kinds of layer
   VerifyResult verify;
   std::string backend;  // description of the compute backend
 };

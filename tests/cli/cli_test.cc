@@ -176,6 +176,7 @@ TEST_F(CliTest, BadUseOfReplayIsRefused) {
   expect_refused("replay /no/such/trace.csv", "/no/such/trace.csv");
   const std::string replay = "replay '" DIFFKV_SAMPLE_TRACE "' ";
   expect_refused(replay + "--seed -1", "--seed is \"-1\"");
+  expect_refused(replay + "--backend cpu --graphs", "there are no graphs");
   expect_refused(replay + "--verify 300000000", "--verify");
   expect_refused(replay + "--requests -1", "--requests");
   expect_refused(replay + "--block-size 0", "--block-size");

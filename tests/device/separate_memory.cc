@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "diffkv/error.h"
 
@@ -52,6 +53,24 @@ void SeparateMemoryBackend::protect(int access) const {
   for (const auto& [data, bytes] : sizes_) {
     mprotect(const_cast<std::byte*>(data), static_cast<std::size_t>(whole_pages(bytes)), access);
   }
+}
+
+void SeparateMemoryBackend::require_host(const char* what) const {
+  if (mode_ == Mode::kNow) return;
+  throw Error(ErrorCode::kInvalidArgument, fmt::format("{} cannot be part of recorded work", what));
+}
+
+bool SeparateMemoryBackend::computes() const {
+  if (mode_ == Mode::kRecording) return false;
+  ++stages_;
+  return true;
+}
+
+void SeparateMemoryBackend::copy_within(void* to, const void* from, std::int64_t bytes) const {
+  require("a copy's destination", to, bytes);
+  require("a copy's source", from, bytes);
+  const Open open(*this);
+  std::memcpy(to, from, static_cast<std::size_t>(bytes));
 }
 
 void SeparateMemoryBackend::require(const std::string& what, const void* data,
@@ -115,6 +134,7 @@ void SeparateMemoryBackend::require(const AttentionParams& params, const AttendA
 }
 
 void* SeparateMemoryBackend::allocate(std::int64_t bytes, const Device& /*device*/) const {
+  require_host("an allocation");
   void* data = mmap(nullptr, static_cast<std::size_t>(whole_pages(bytes)), PROT_NONE,
                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) throw Error(ErrorCode::kUnavailable, "no memory for a device");
@@ -130,7 +150,7 @@ void SeparateMemoryBackend::deallocate(void* data, const Device& /*device*/) con
 
 void SeparateMemoryBackend::copy_to_device(void* to, const void* from, std::int64_t bytes,
                                            const Device& device, Stream stream) const {
-  ++copies_;
+  require_host("a copy");
   require("a copy's destination", to, bytes);
   const Open open(*this);
   cpu_.copy_to_device(to, from, bytes, device, stream);
@@ -138,7 +158,7 @@ void SeparateMemoryBackend::copy_to_device(void* to, const void* from, std::int6
 
 void SeparateMemoryBackend::copy_to_host(void* to, const void* from, std::int64_t bytes,
                                          const Device& device, Stream stream) const {
-  ++copies_;
+  require_host("a copy");
   require("a copy's source", from, bytes);
   const Open open(*this);
   cpu_.copy_to_host(to, from, bytes, device, stream);
@@ -146,22 +166,23 @@ void SeparateMemoryBackend::copy_to_host(void* to, const void* from, std::int64_
 
 void SeparateMemoryBackend::fill_bytes(void* data, std::uint8_t value, std::int64_t bytes,
                                        const Device& device, Stream stream) const {
-  ++copies_;
+  require_host("a copy");
   require("what is filled", data, bytes);
   const Open open(*this);
   cpu_.fill_bytes(data, value, bytes, device, stream);
 }
 
 void SeparateMemoryBackend::synchronize(const Device& device, Stream stream) const {
+  require_host("waiting for the device");
   cpu_.synchronize(device, stream);
 }
 
 void SeparateMemoryBackend::plan(const PlanKey& key, const ScheduleLimits& limits,
                                  const Batch& batch, detail::PlanTables& tables,
                                  Stream stream) const {
-  ++stages_;
   require(batch);
   require("the plan", tables.query_start_loc, (batch.num_seqs + 1) * size_of(DType::kI32));
+  if (!computes()) return;
   const Open open(*this);
   cpu_.plan(key, limits, batch, tables, stream);
 }
@@ -169,27 +190,27 @@ void SeparateMemoryBackend::plan(const PlanKey& key, const ScheduleLimits& limit
 void SeparateMemoryBackend::update_cache(const ConstTensorView& key, const ConstTensorView& value,
                                          const KvCacheView& cache,
                                          const ConstTensorView& slot_mapping, Stream stream) const {
-  ++stages_;
   require("key", key);
   require("value", value);
   require(cache);
   require("slot_mapping", slot_mapping);
+  if (!computes()) return;
   const Open open(*this);
   cpu_.update_cache(key, value, cache, slot_mapping, stream);
 }
 
 void SeparateMemoryBackend::attend(const AttentionParams& params, const AttendArgs& args,
                                    const Plan& plan, Stream stream) const {
-  ++stages_;
   require(params, args, plan);
+  if (!computes()) return;
   const Open open(*this);
   cpu_.attend(params, args, plan, stream);
 }
 
 void SeparateMemoryBackend::combine(const AttentionParams& params, const AttendArgs& args,
                                     const Plan& plan, Stream stream) const {
-  ++stages_;
   require(params, args, plan);
+  if (!computes()) return;
   const Open open(*this);
   cpu_.combine(params, args, plan, stream);
 }
@@ -198,7 +219,6 @@ void SeparateMemoryBackend::merge_attn_states(const AttnState& a, const AttnStat
                                               const ConstTensorView& sinks,
                                               const TensorView& output, const TensorView& lse,
                                               Stream stream) const {
-  ++stages_;
   require("a.output", a.output);
   require("a.lse", a.lse);
   require("b.output", b.output);
@@ -206,13 +226,14 @@ void SeparateMemoryBackend::merge_attn_states(const AttnState& a, const AttnStat
   require("sinks", sinks);
   require("output", output);
   require("lse", lse);
+  if (!computes()) return;
   const Open open(*this);
   cpu_.merge_attn_states(a, b, sinks, output, lse, stream);
 }
 
 void SeparateMemoryBackend::fill_zero(const TensorView& output, Stream stream) const {
-  ++stages_;
   require("output", output);
+  if (!computes()) return;
   const Open open(*this);
   cpu_.fill_zero(output, stream);
 }

@@ -20,10 +20,17 @@ class SeparateMemoryBackend : public Backend {
 
   // What is allocated now.
   std::int64_t allocations() const { return static_cast<std::int64_t>(sizes_.size()); }
-  // Calls of stages so far.
+  // Calls of stages that computed something so far.
   std::int64_t stages() const { return stages_; }
-  // Copies and fills so far, and how many bytes they moved.
-  std::int64_t copies() const { return copies_; }
+
+  // What a stream is doing: while it records, stages only look at their tensors; while it launches
+  // what was recorded, they compute. In both the host may neither copy, wait nor allocate.
+  enum class Mode : std::uint8_t { kNow, kRecording, kLaunching };
+  Mode mode() const { return mode_; }
+  void set_mode(Mode mode) const { mode_ = mode; }
+
+  // Copies within its memory.
+  void copy_within(void* to, const void* from, std::int64_t bytes) const;
 
   std::string_view name() const override { return "separate"; }
   DeviceType device_type() const override { return DeviceType::kCuda; }
@@ -69,11 +76,15 @@ class SeparateMemoryBackend : public Backend {
   void require(const Batch& batch) const;
   void require(const AttentionParams& params, const AttendArgs& args, const Plan& plan) const;
   void protect(int access) const;
+  // Throws Error while recorded work is recorded or launched.
+  void require_host(const char* what) const;
+  // Whether a stage computes now; counts those that do.
+  bool computes() const;
 
   const Backend& cpu_ = find_backend("cpu");
   mutable std::map<const std::byte*, std::int64_t> sizes_;  // of each allocation, in bytes
   mutable std::int64_t stages_ = 0;
-  mutable std::int64_t copies_ = 0;
+  mutable Mode mode_ = Mode::kNow;
 };
 
 }  // namespace diffkv::testing

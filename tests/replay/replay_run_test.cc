@@ -158,13 +158,13 @@ TEST(Replay, RefusesBadOptions) {
 
 TEST(LayerGroup, FindsAKeyThatIsNotWhatWasWritten) {
   const ReplayOptions options = small_options();
-  const DiffKVBackend backend;
-  LayerGroup group(backend, {.model = options.model,
-                             .kind = options.model.full,
-                             .num_blocks = 10,
-                             .max_tokens = 64,
-                             .max_seqs = 2,
-                             .max_seq_len = 64});
+  const auto session = device::open_session(find_backend("cpu"));
+  LayerGroup group(*session, {.model = options.model,
+                              .kind = options.model.full,
+                              .num_blocks = 10,
+                              .max_tokens = 64,
+                              .max_seqs = 2,
+                              .max_seq_len = 64});
   Sequence first;
   Sequence second;
   second.id = 1;
@@ -190,15 +190,15 @@ TEST(LayerGroup, FindsAKeyThatIsNotWhatWasWritten) {
 
 TEST(LayerGroup, CountsBytesAndFlops) {
   const ReplayOptions options = small_options();
-  const DiffKVBackend backend;
+  const auto session = device::open_session(find_backend("cpu"));
   Sequence sequence;
   const auto counted = [&](const LayerKind& kind, std::int64_t context, std::int64_t query) {
-    const LayerGroup group(backend, {.model = options.model,
-                                     .kind = kind,
-                                     .num_blocks = 2,
-                                     .max_tokens = 512,
-                                     .max_seqs = 1,
-                                     .max_seq_len = 512});
+    const LayerGroup group(*session, {.model = options.model,
+                                      .kind = kind,
+                                      .num_blocks = 2,
+                                      .max_tokens = 512,
+                                      .max_seqs = 1,
+                                      .max_seq_len = 512});
     const Step step = {.seqs = {{&sequence, context, query, false}}, .num_tokens = query};
     return std::pair(group.kv_bytes(step) / (320 * 2), group.flops(step) / (2 * 320 * 8));
   };

@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "replay/bandwidth.h"
+#include "device/memory_stream.h"
 #include "replay/progress.h"
 
 namespace diffkv::replay {
@@ -92,7 +92,7 @@ TEST(Summary, JsonHasTheFigures) {
 }
 
 TEST(Bandwidth, IsThatOfAMachine) {
-  const double bytes_per_s = measure_read_bandwidth();
+  const double bytes_per_s = device::measure_host_read_rate();
   EXPECT_GT(bytes_per_s, 1e8);
   EXPECT_LT(bytes_per_s, 1e14);
 }

@@ -1,9 +1,9 @@
-#include "replay/bandwidth.h"
+#include "device/memory_stream.h"
 
 #include <algorithm>
 #include <chrono>
 
-namespace diffkv::replay {
+namespace diffkv::device {
 
 MemoryStream::MemoryStream(std::int64_t bytes)
     : words_(std::max<std::int64_t>(bytes / static_cast<std::int64_t>(sizeof(std::uint64_t)), 1)),
@@ -27,7 +27,7 @@ double MemoryStream::read() {
   return static_cast<double>(bytes()) / elapsed.count();
 }
 
-double measure_read_bandwidth() {
+double measure_host_read_rate() {
   constexpr int kPasses = 8;
   MemoryStream stream(std::int64_t{256} << 20);
   double best = 0.0;
@@ -35,4 +35,4 @@ double measure_read_bandwidth() {
   return best;
 }
 
-}  // namespace diffkv::replay
+}  // namespace diffkv::device

@@ -1,10 +1,10 @@
-// Peak read bandwidth: how fast this machine's threads read memory.
+// How fast this machine's threads read memory.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 
-namespace diffkv::replay {
+namespace diffkv::device {
 
 // Memory to read from front to back, each thread its own share. Reading it measures the rate of the
 // memory, and pushes out of the caches what was there.
@@ -25,6 +25,6 @@ class MemoryStream {
 // Bytes per second at which all OpenMP threads together read a buffer of 256 MiB front to back,
 // each its own share: the best of eight passes after one that touches the pages. Takes a fraction
 // of a second.
-double measure_read_bandwidth();
+double measure_host_read_rate();
 
-}  // namespace diffkv::replay
+}  // namespace diffkv::device
