@@ -3,14 +3,16 @@
 
 #include <fmt/format.h>
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <string>
 
 #include "core/validate.h"
+#include "cpu/bf16_dot.h"
 #include "cpu/kernels.h"
 #include "cpu/merge_states.h"
 #include "cpu/targets.h"
@@ -22,6 +24,7 @@ namespace diffkv::cpu {
 namespace {
 
 constexpr std::int64_t kAlignment = 64;
+constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 // Shares of a line of work a thread: spare ones even out threads that were held up.
 constexpr std::int32_t kSharesPerThread = 4;
 // Cost of a block of keys and of a tile, in conversions of a block: a decode tile adds up to three
@@ -87,18 +90,22 @@ class CpuBackend final : public Backend {
   }
 
   void* allocate(std::int64_t bytes, const Device& /*device*/) const override {
-    const std::size_t size =
-        static_cast<std::size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
-    void* data = ::operator new (size, std::align_val_t{kAlignment}, std::nothrow);
+    // A layer's step reads rows all over a cache, each in another page of 4 KB: huge pages keep the
+    // translations of addresses at hand.
+    const std::int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
+    const auto size = static_cast<std::size_t>((bytes + alignment - 1) / alignment * alignment);
+    void* data = std::aligned_alloc(static_cast<std::size_t>(alignment), size);
     if (data == nullptr) {
       throw Error(ErrorCode::kUnavailable, fmt::format("no memory for {} bytes", bytes));
     }
+#ifdef MADV_HUGEPAGE
+    // A wish: without it the memory is as good, only slower.
+    if (alignment == kHugePage) static_cast<void>(madvise(data, size, MADV_HUGEPAGE));
+#endif
     return data;
   }
 
-  void deallocate(void* data, const Device& /*device*/) const noexcept override {
-    ::operator delete (data, std::align_val_t{kAlignment});
-  }
+  void deallocate(void* data, const Device& /*device*/) const noexcept override { std::free(data); }
 
   // The device's memory is the host's, and every call is done when it returns.
   void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device& /*device*/,
@@ -175,8 +182,11 @@ class CpuBackend final : public Backend {
   static void for_each_share(const AttentionParams& params, const AttendArgs& args,
                              const Plan& plan, Fn&& fn) {
     const ScheduleLimits& limits = plan.limits();
+    const PlanKey& key = plan.key();
     const AttendCall call{&params, &args,
-                          plan::schedule_view(plan.key(), limits, plan.tables(), args.batch)};
+                          plan::schedule_view(key, limits, plan.tables(), args.batch),
+                          uses_bf16_dot() && key.query_dtype == DType::kBF16 &&
+                              bf16_dot_reads(key.key_dtype) && bf16_dot_reads(key.value_dtype)};
     std::int32_t shares = 0;
     for (std::int32_t c = 0; c < limits.num_classes; ++c) shares += limits.classes[c].workers;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(limits.threads)

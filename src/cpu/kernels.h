@@ -18,6 +18,8 @@ inline constexpr std::int32_t kNarrowRows = 8;
 inline constexpr std::int32_t kPrefillRows = 96;
 // Keys that are converted, scored and summed at a time.
 inline constexpr std::int64_t kBlockKeys = 64;
+// Bytes that a prefetch brings.
+inline constexpr std::int64_t kCacheLine = 64;
 
 // A sum is folded into an outer one after so many blocks: rounding grows with the number of terms,
 // so a million keys are 128 terms of 128 blocks.
@@ -28,6 +30,7 @@ struct AttendCall {
   const AttentionParams* params = nullptr;
   const AttendArgs* args = nullptr;
   plan::ScheduleView schedule;
+  bool bf16_dot = false;  // multiply pairs of bf16
 };
 
 // Bytes of scratch that one thread needs for tiles of `rows` rows.

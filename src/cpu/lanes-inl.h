@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "core/softmax.h"
+#include "cpu/tile_base.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
@@ -50,16 +51,6 @@ HWY_INLINE LaneVec exp_nonpositive(LaneVec x) {
   // Adding to the exponent would lose a NaN whose mantissa overflows; such an x fails both tests.
   return hn::IfThenElse(hn::Ge(x, least), scaled, hn::IfThenElse(hn::Lt(x, least), hn::Zero(d), x));
 }
-
-// What is done to the scores of a block besides scaling.
-struct ScoreRules {
-  float soft_cap = 0.0F;
-  bool alibi = false;
-  bool alibi_sqrt = false;
-  std::int32_t context_len = 0;
-
-  bool any() const { return soft_cap > 0.0F || alibi; }
-};
 
 // cap * tanh(s / cap); NaN stays NaN.
 HWY_INLINE LaneVec soft_cap(float cap, LaneVec s) {

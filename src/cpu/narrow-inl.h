@@ -29,7 +29,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Accumulators that fit the registers beside their operands.
 inline constexpr int kNarrowAccs = kLanes == 16 ? 16 : 8;
-inline constexpr std::int64_t kCacheLine = 64;
 
 // Elements of a row rounded up to whole vectors; the rest of a query or accumulator row is zeros.
 constexpr std::int64_t padded_to_lanes(std::int64_t n) {

@@ -27,6 +27,13 @@ struct BlockRows {
   std::int64_t count() const { return std::int64_t{range.end} - range.begin; }
 };
 
+// Rows that will be read next, `bytes` each (0: none): fetched into the cache line by line between
+// the products, which hides more of the memory's latency than fetching them at once.
+struct NextRows {
+  const std::byte* const* rows = nullptr;  // [kBlockKeys]
+  std::int64_t bytes = 0;
+};
+
 // The keys of one sequence and KV head.
 class KeySource {
  public:
@@ -119,22 +126,33 @@ struct RowInfo {
   }
 };
 
+// What is done to the scores of a block besides scaling.
+struct ScoreRules {
+  float soft_cap = 0.0F;
+  bool alibi = false;
+  bool alibi_sqrt = false;
+  std::int32_t context_len = 0;
+
+  bool any() const { return soft_cap > 0.0F || alibi; }
+};
+
 // A wide tile's scratch. `width`: its rows rounded up to whole vectors; a group of rows is
 // `group_width` of them.
 struct WideScratch {
-  float* query;       // [head_size_qk, rows] by groups
-  float* acc;         // [head_size_v, rows] by groups
-  float* folded;      // as acc: what was accumulated before the last fold
-  float* keys;        // [kBlockKeys, head_size_qk]
-  float* values;      // [head_size_v / 8, kBlockKeys, 8]
-  float* scores;      // [kBlockKeys, rows of a group]
-  float* keep;        // [rows of a group]
-  float* row;         // one row of queries or values
-  float* max;         // [width]
-  float* sum;         // [width]
-  float* folded_max;  // [width]
-  float* folded_sum;  // [width]
-  RowInfo rows;       // [width] each
+  float* query;   // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows]
+  float* acc;     // [head_size_v, rows] by groups
+  float* folded;  // as acc: what was accumulated before the last fold
+  float* keys;    // [kBlockKeys, head_size_qk]; or bf16
+  float* values;  // [head_size_v / 8, kBlockKeys, 8]; or pairs [kBlockKeys / 2, head_size_v]
+  float* scores;  // [kBlockKeys, rows of a group]
+  std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities
+  float* keep;             // [rows of a group]
+  float* row;              // one row of queries or values
+  float* max;              // [width]
+  float* sum;              // [width]
+  float* folded_max;       // [width]
+  float* folded_sum;       // [width]
+  RowInfo rows;            // [width] each
 
   WideScratch(core::Layout& take, std::int64_t width, std::int64_t group_width,
               std::int64_t head_size_qk, std::int64_t head_size_v)
@@ -144,6 +162,7 @@ struct WideScratch {
         keys(take.take<float>(kBlockKeys * head_size_qk)),
         values(take.take<float>(kBlockKeys * head_size_v)),
         scores(take.take<float>(kBlockKeys * group_width)),
+        weights(take.take<std::uint32_t>(kBlockKeys / 2 * group_width)),
         keep(take.take<float>(group_width)),
         row(take.take<float>(std::max(head_size_qk, head_size_v))),
         max(take.take<float>(width)),
@@ -207,6 +226,11 @@ class TileBase {
     const float q_scale =
         params_.q_scale.given() ? *static_cast<const float*>(params_.q_scale.data) : 1.0F;
     return params_.scale * q_scale * scale_of(args_.cache.k_scale, piece_.tile.kv_head);
+  }
+
+  ScoreRules score_rules() const {
+    return {params_.soft_cap, params_.alibi_slopes.given(), params_.alibi_sqrt,
+            static_cast<std::int32_t>(seq_.context_len())};
   }
 
   void find_rows(std::int64_t width, const RowInfo& info) {

@@ -11,12 +11,15 @@
 #define DIFFKV_CPU_WIDE_INL_H_
 #endif
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
 #include "cpu/kernels.h"
 #include "cpu/lanes-inl.h"
 #include "cpu/tile_base.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,6 +32,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr int kGroupVectors = 3;
 template <int kVectors>
 inline constexpr int kColumns = kVectors == 1 || kLanes == 16 ? 8 : 4;
+// A line of each of the next keys is fetched every so many head dimensions: fp32 keys have as many.
+inline constexpr std::int64_t kDimsPerFetch = 16;
 // Keys of a scored block are padded to this.
 inline constexpr std::int64_t kKeyPadding = 8;
 
@@ -43,9 +48,11 @@ struct GroupBuffers {
 };
 
 // scores[key, row] = sum over d of key[key, d] * query[d, row], for keys padded to kKeyPadding.
+// `next` is fetched on the way.
 template <int kVectors>
 HWY_NOINLINE void score_block(const GroupBuffers& group, const float* HWY_RESTRICT keys,
-                              std::int64_t num_keys, std::int64_t head_size_qk) {
+                              const NextRows& next, std::int64_t num_keys,
+                              std::int64_t head_size_qk) {
   constexpr int kKeys = kColumns<kVectors>;
   constexpr std::int64_t kWidth = kVectors * kLanes;
   const LaneTag d;
@@ -57,13 +64,18 @@ HWY_NOINLINE void score_block(const GroupBuffers& group, const float* HWY_RESTRI
     }
     const float* HWY_RESTRICT key = keys + k * head_size_qk;
     const float* HWY_RESTRICT query = group.query;
-    for (std::int64_t i = 0; i < head_size_qk; ++i, ++key, query += kWidth) {
-      LaneVec q[kVectors];
-      for (int v = 0; v < kVectors; ++v) q[v] = hn::Load(d, query + v * kLanes);
-      HWY_UNROLL(8)
-      for (int j = 0; j < kKeys; ++j) {
-        const LaneVec x = hn::Set(d, key[j * head_size_qk]);
-        for (int v = 0; v < kVectors; ++v) acc[j][v] = hn::MulAdd(x, q[v], acc[j][v]);
+    for (std::int64_t start = 0; start < head_size_qk; start += kDimsPerFetch) {
+      const std::int64_t line = start / kDimsPerFetch * kCacheLine;
+      for (int j = 0; line < next.bytes && j < kKeys; ++j) hwy::Prefetch(next.rows[k + j] + line);
+      const std::int64_t stop = std::min(start + kDimsPerFetch, head_size_qk);
+      for (std::int64_t i = start; i < stop; ++i, ++key, query += kWidth) {
+        LaneVec q[kVectors];
+        for (int v = 0; v < kVectors; ++v) q[v] = hn::Load(d, query + v * kLanes);
+        HWY_UNROLL(8)
+        for (int j = 0; j < kKeys; ++j) {
+          const LaneVec x = hn::Set(d, key[j * head_size_qk]);
+          for (int v = 0; v < kVectors; ++v) acc[j][v] = hn::MulAdd(x, q[v], acc[j][v]);
+        }
       }
     }
     HWY_UNROLL(8)
@@ -145,8 +157,8 @@ HWY_NOINLINE void softmax_block(const GroupBuffers& group, std::int64_t num_keys
 // rounding error of long sequences down.
 template <int kVectors>
 HWY_NOINLINE void accumulate_block(const GroupBuffers& group, const float* HWY_RESTRICT values,
-                                   std::int64_t num_keys, std::int64_t head_size_v,
-                                   const float* HWY_RESTRICT keep) {
+                                   const NextRows& next, std::int64_t num_keys,
+                                   std::int64_t head_size_v, const float* HWY_RESTRICT keep) {
   constexpr int kValues = kColumns<kVectors>;
   constexpr std::int64_t kWidth = kVectors * kLanes;
   const LaneTag d;
@@ -158,7 +170,10 @@ HWY_NOINLINE void accumulate_block(const GroupBuffers& group, const float* HWY_R
     }
     const float* HWY_RESTRICT value = values + (c / 8) * (kBlockKeys * 8) + c % 8;
     const float* HWY_RESTRICT p = group.scores;
+    const std::int64_t line = c / kValues * kCacheLine;
+    const std::byte* const* fetched = line < next.bytes ? next.rows : nullptr;
     for (std::int64_t k = 0; k < num_keys; ++k, value += 8, p += kWidth) {
+      if (fetched != nullptr) hwy::Prefetch(fetched[k] + line);
       LaneVec weight[kVectors];
       for (int v = 0; v < kVectors; ++v) weight[v] = hn::Load(d, p + v * kLanes);
       HWY_UNROLL(8)

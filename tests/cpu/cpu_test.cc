@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -18,7 +19,18 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kSizeQk = 8;
 constexpr std::int64_t kSizeV = 24;
 
-// One sequence over dense fp32 keys and values, `heads` query heads on one KV head.
+// The upper half of a float, for numbers that fit.
+std::vector<std::uint16_t> bf16_of(const std::vector<float>& from) {
+  std::vector<std::uint16_t> to(from.size());
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &from[i], sizeof(bits));
+    to[i] = static_cast<std::uint16_t>(bits >> 16);
+  }
+  return to;
+}
+
+// One sequence over dense keys and values, `heads` query heads on one KV head.
 struct Dense {
   std::int64_t query_len;
   std::int64_t seq_len;
@@ -26,6 +38,11 @@ struct Dense {
   std::vector<float> key, value, query, output, lse;
   AttentionParams params;
   PlanKey plan_key;
+
+  // Queries, keys and values are handed over as bf16, cut off after its 8 bits.
+  void use_bf16() {
+    plan_key.query_dtype = plan_key.key_dtype = plan_key.value_dtype = DType::kBF16;
+  }
 
   Dense(std::int64_t query_len_in, std::int64_t seq_len_in, std::int64_t heads_in)
       : query_len(query_len_in),
@@ -58,13 +75,30 @@ struct Dense {
                                   {.max_tokens = query_len, .max_seqs = 1, .max_seq_len = seq_len});
     const DiffKVMetadata metadata = builder.build(batch);
     DiffKVAttention::ForwardArgs args;
-    args.query = view_of(query.data(), {query_len, heads, kSizeQk});
-    args.key = view_of(key.data(), {seq_len, 1, kSizeQk});
-    args.value = view_of(value.data(), {seq_len, 1, kSizeV});
-    args.output = view_of(output.data(), {query_len, heads, kSizeV});
+    const std::vector<std::uint16_t> query16 = bf16_of(query);
+    const std::vector<std::uint16_t> key16 = bf16_of(key);
+    const std::vector<std::uint16_t> value16 = bf16_of(value);
+    const auto view = [&](const std::vector<float>& wide, const std::vector<std::uint16_t>& narrow,
+                          std::int64_t rows, std::int64_t row_heads, std::int64_t size) {
+      const void* data = plan_key.query_dtype == DType::kBF16
+                             ? static_cast<const void*>(narrow.data())
+                             : wide.data();
+      return ConstTensorView(data, plan_key.query_dtype, {rows, row_heads, size});
+    };
+    args.query = view(query, query16, query_len, heads, kSizeQk);
+    args.key = view(key, key16, seq_len, 1, kSizeQk);
+    args.value = view(value, value16, seq_len, 1, kSizeV);
+    std::vector<std::uint16_t> output16(output.size());
+    const bool is_bf16 = plan_key.query_dtype == DType::kBF16;
+    void* to = is_bf16 ? static_cast<void*>(output16.data()) : output.data();
+    args.output = TensorView(to, plan_key.query_dtype, {query_len, heads, kSizeV});
     args.lse = view_of(lse.data(), {heads, query_len});
     args.metadata = &metadata;
-    DiffKVAttention(backend, plan_key, params, DType::kF32).forward(args);
+    DiffKVAttention(backend, plan_key, params, plan_key.query_dtype).forward(args);
+    for (std::size_t i = 0; is_bf16 && i < output.size(); ++i) {
+      const std::uint32_t bits = std::uint32_t{output16[i]} << 16;
+      std::memcpy(&output[i], &bits, sizeof(bits));
+    }
   }
 };
 
@@ -94,8 +128,10 @@ TEST_P(CpuTest, LongSmoothSums) {
 
 // Zero keys give equal weights, so a row's output is the mean of what it sees: 1.
 TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
-  for (std::int64_t heads : {1, 8, 12}) {
-    Dense clean(40, 200, heads);
+  for (std::int64_t heads : {1, 8, 12, -1, -12}) {
+    Dense clean(40, 200, std::abs(heads));
+    if (heads < 0) clean.use_bf16();
+    heads = std::abs(heads);
     clean.plan_key.mask.window = 50;
     for (std::size_t i = 0; i < clean.value.size(); ++i) {
       clean.value[i] = 1.0F + 0.37F * static_cast<float>(i % 11);
@@ -122,9 +158,10 @@ TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
 
 // A visible key of score -inf takes part: its NaN value shows, whatever shape the tile has.
 TEST_P(CpuTest, NanBehindAScoreOfMinusInfinity) {
-  for (std::int64_t heads : {1, 8, 12}) {
+  for (std::int64_t heads : {1, 8, 12, -1, -12}) {
     for (std::int64_t query_len : {1, 3, 30}) {
-      Dense dense(query_len, 100, heads);
+      Dense dense(query_len, 100, std::abs(heads));
+      if (heads < 0) dense.use_bf16();
       dense.key[0] = -kInf;
       for (std::int64_t c = 0; c < kSizeV; ++c) {
         dense.value[static_cast<std::size_t>(c)] = std::nanf("");
@@ -132,6 +169,33 @@ TEST_P(CpuTest, NanBehindAScoreOfMinusInfinity) {
       dense.run();
       for (float x : dense.output) EXPECT_TRUE(std::isnan(x)) << heads << " " << query_len;
       for (float x : dense.lse) EXPECT_FALSE(std::isnan(x)) << heads << " " << query_len;
+    }
+  }
+}
+
+// Weights 1 and p = 2^(-1/3) on values that cancel if p is rounded to bf16, as it is where, and
+// only where, pairs of bf16 are multiplied. The sum of the weights, and so lse, is never rounded.
+TEST_P(CpuTest, OnlyTheBf16TargetRoundsWeights) {
+  const double p = std::exp2(-1.0 / 3);  // bits 3f4b2ff5
+  const float rounded = 0.79296875F;     // bits 3f4b0000
+  for (const bool is_bf16 : {false, true}) {
+    for (std::int64_t heads : {1, 2, 4, 8, 16, 40}) {
+      for (std::int64_t query_len : {1, 7}) {
+        Dense dense(query_len, 2, heads);
+        if (is_bf16) dense.use_bf16();
+        dense.plan_key.mask.causal = false;
+        dense.params.scale = static_cast<float>(-std::log(2.0) / 3);
+        dense.key[kSizeQk] = 1.0F;  // its score is scale, the other's 0
+        for (std::int64_t c = 0; c < kSizeV; ++c) {
+          dense.value[static_cast<std::size_t>(c)] = rounded;
+          dense.value[static_cast<std::size_t>(kSizeV + c)] = -1.0F;
+        }
+        dense.run();
+        const bool rounds = is_bf16 && GetParam() == "AVX3_BF16";
+        const double expected = rounds ? 0.0 : (rounded - p) / (1 + p);
+        for (float x : dense.output) EXPECT_NEAR(x, expected, 2e-6) << heads << " heads";
+        for (float x : dense.lse) EXPECT_NEAR(x, std::log(1 + p), 1e-6) << heads << " heads";
+      }
     }
   }
 }

@@ -1,0 +1,61 @@
+// Products of pairs of bf16 with sums in fp32, AVX512_BF16's one instruction, for tiles with bf16
+// queries over bf16 or fp8 caches. Highway 1.0.3 has no operation for it, so these are written for
+// x86-64 and chosen at run time; every other tile and machine takes the fp32 products.
+//
+// Query rows are the vector lanes, as in wide-inl.h. A pair is two neighbours of the summed
+// dimension in one 32-bit word, the first in the lower half: two head dimensions of a query or
+// key, two keys of a weight or value. fp8 values are exact in bf16; probabilities are rounded to
+// bf16, as the kernels of GPUs do, which adds at most 2^-9 of relative error to a weight.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/tile_base.h"
+#include "diffkv/tensor.h"
+
+namespace diffkv::cpu {
+
+// Whether this build has them and this machine runs them.
+bool bf16_dot_available();
+
+// Whether keys or values of that dtype can be multiplied this way.
+constexpr bool bf16_dot_reads(DType dtype) {
+  return dtype == DType::kBF16 || dtype == DType::kE4M3 || dtype == DType::kE5M2;
+}
+
+// Rows of one call: 4 and 8 of them use a part of a vector of 16.
+struct Bf16Rows {
+  std::int64_t used = 16;   // 1 to 16, 32 or 48
+  std::int64_t width = 16;  // from one key or value column to the next, in lanes
+};
+
+// scores[key, row] = scale * sum over d of query[row, d] * key[key, d], for num_keys rounded up to
+// 8. query: [head_size_qk / 2, width] pairs; keys: rows of head_size_qk bf16. `next` is fetched on
+// the way.
+void bf16_scores(Bf16Rows rows, const std::uint32_t* query, const std::byte* const* keys,
+                 const NextRows& next, std::int64_t num_keys, std::int64_t head_size_qk,
+                 float scale, float* scores);
+
+// Rows of n fp8 elements to rows of n bf16, n a multiple of 8.
+void bf16_keys(DType stored, const std::byte* const* rows, std::int64_t num_keys, std::int64_t n,
+               std::uint16_t* keys);
+
+// pairs[key / 2, c] = (value[key, c], value[key + 1, c]); an odd last key is paired with zero.
+// Returns whether every value is finite.
+bool bf16_values(DType stored, const std::byte* const* rows, std::int64_t num_keys,
+                 std::int64_t head_size_v, std::uint32_t* pairs);
+
+// Sets those of n values in pairs that are NaN or infinite to zero.
+void bf16_drop_nonfinite(std::uint32_t* pairs, std::int64_t n);
+
+// pairs[key / 2, row] = (p[key, row], p[key + 1, row]), rounded to nearest even; an odd last key
+// is paired with zero. p: [num_keys, width].
+void bf16_weights(std::int64_t width, const float* p, std::int64_t num_keys, std::uint32_t* pairs);
+
+// acc[c, row] = acc[c, row] * keep[row] + sum over keys of value[key, c] * weight[key, row].
+void bf16_accumulate(Bf16Rows rows, const std::uint32_t* weights, const std::uint32_t* values,
+                     const NextRows& next, std::int64_t num_keys, std::int64_t head_size_v,
+                     const float* keep, float* acc);
+
+}  // namespace diffkv::cpu

@@ -1,0 +1,352 @@
+// A tile of many rows on its way through its blocks of keys, for the target being compiled: rows in
+// the lanes, products in fp32 (keys and values converted once into scratch) or of bf16 pairs.
+
+// Per-target include guard.
+#if defined(DIFFKV_CPU_WIDE_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef DIFFKV_CPU_WIDE_TILE_INL_H_
+#undef DIFFKV_CPU_WIDE_TILE_INL_H_
+#else
+#define DIFFKV_CPU_WIDE_TILE_INL_H_
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "core/layout.h"
+#include "core/softmax.h"
+#include "cpu/bf16_dot.h"
+#include "cpu/codec-inl.h"
+#include "cpu/kernels.h"
+#include "cpu/lanes-inl.h"
+#include "cpu/tile_base.h"
+#include "cpu/wide-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace diffkv::cpu::HWY_NAMESPACE {
+
+inline constexpr std::int64_t kGroupWidth = kGroupVectors * kLanes;
+
+// How a wide tile multiplies: in fp32, whatever is stored.
+class Fp32Products {
+ public:
+  Fp32Products(const AttendArgs& args, const WideScratch& own) : args_(args), own_(own) {}
+
+  // One query row, times `scale`, to every `stride`-th element of `to`.
+  void load_query(const std::byte* query, float scale, float* to, std::int64_t stride) const {
+    const std::int64_t n = args_.cache.head_size_qk;
+    with_dtype(args_.query.dtype,
+               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, own_.row); });
+    for (std::int64_t i = 0; i < n; ++i) to[i * stride] = own_.row[i] * scale;
+  }
+
+  // Converts a block. Returns whether every value is finite.
+  bool load(const BlockRows& rows) const {
+    load_keys(rows);
+    return load_values(rows);
+  }
+
+  template <int kVectors>
+  void score(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
+             std::int64_t /*used*/, float /*scale*/) const {
+    score_block<kVectors>(group, own_.keys, next, rows.count(), args_.cache.head_size_qk);
+  }
+
+  template <int kVectors>
+  void accumulate(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
+                  std::int64_t /*used*/) const {
+    accumulate_block<kVectors>(group, own_.values, next, rows.count(), args_.cache.head_size_v,
+                               own_.keep);
+  }
+
+  // The same where hidden keys are marked -0 and some value is NaN or infinite.
+  template <int kVectors>
+  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, const NextRows& /*next*/,
+                         std::int64_t /*used*/) const {
+    accumulate_visible(group, kVectors * kLanes, own_.values, rows.count(), args_.cache.head_size_v,
+                       own_.keep);
+  }
+
+ private:
+  void load_keys(const BlockRows& rows) const {
+    const std::int64_t n = args_.cache.head_size_qk;
+    with_dtype(args_.cache.key.dtype, [&](auto dtype) HWY_ATTR {
+      for (std::int64_t k = 0; k < rows.count(); ++k) {
+        load_row<decltype(dtype)::value>(rows.key[static_cast<std::size_t>(k)], n,
+                                         own_.keys + k * n);
+      }
+    });
+    const std::int64_t padded = (rows.count() + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
+    std::fill(own_.keys + rows.count() * n, own_.keys + padded * n, 0.0F);
+  }
+
+  bool load_values(const BlockRows& rows) const {
+    const RowTag d;
+    RowVec zeros = hn::Zero(d);  // NaN once an infinity or a NaN was multiplied by zero
+    with_dtype(args_.cache.value.dtype, [&](auto dtype) HWY_ATTR {
+      for (std::int64_t k = 0; k < rows.count(); ++k) {
+        const std::byte* row = rows.value[static_cast<std::size_t>(k)];
+        for (std::int64_t c = 0; c < args_.cache.head_size_v;
+             c += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+          const RowVec x = load_lanes<decltype(dtype)::value>(d, row, c);
+          zeros = hn::MulAdd(x, hn::Zero(d), zeros);
+          hn::StoreU(x, d, own_.values + (c / 8) * (kBlockKeys * 8) + k * 8 + c % 8);
+        }
+      }
+    });
+    return hn::AllFalse(d, hn::IsNaN(zeros));
+  }
+
+  const AttendArgs& args_;
+  const WideScratch& own_;
+};
+
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+// How a wide tile multiplies bf16 queries with bf16 or fp8 keys and values where the machine has
+// AVX512_BF16. Queries stay as they are and scores are scaled; bf16 keys are read in place.
+class Bf16Products {
+ public:
+  Bf16Products(const AttendArgs& args, const WideScratch& own) : args_(args), own_(own) {
+    // Lanes that a tile of up to 8 rows does not use hold numbers, not what the memory held.
+    std::fill_n(own.scores, kBlockKeys * kLanes, 0.0F);
+  }
+
+  void load_query(const std::byte* query, float /*scale*/, float* to, std::int64_t stride) const {
+    for (std::int64_t i = 0; i < args_.cache.head_size_qk / 2; ++i) {
+      std::memcpy(to + i * stride, query + 4 * i, 4);
+    }
+  }
+
+  bool load(const BlockRows& rows) const {
+    const KvCacheView& cache = args_.cache;
+    if (cache.key.dtype != DType::kBF16) {
+      bf16_keys(cache.key.dtype, rows.key.data(), rows.count(), cache.head_size_qk, keys());
+    }
+    return bf16_values(cache.value.dtype, rows.value.data(), rows.count(), cache.head_size_v,
+                       values());
+  }
+
+  template <int kVectors>
+  void score(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
+             std::int64_t used, float scale) const {
+    const std::byte* const* key = rows.key.data();
+    std::array<const std::byte*, kBlockKeys> converted;
+    if (args_.cache.key.dtype != DType::kBF16) {
+      for (std::int64_t k = 0; k < kBlockKeys; ++k) {
+        const std::int64_t there = std::min(k, rows.count() - 1);
+        converted[static_cast<std::size_t>(k)] =
+            reinterpret_cast<const std::byte*>(keys() + there * args_.cache.head_size_qk);
+      }
+      key = converted.data();
+    }
+    bf16_scores({used, kVectors * kLanes}, reinterpret_cast<const std::uint32_t*>(group.query), key,
+                next, rows.count(), args_.cache.head_size_qk, scale, group.scores);
+  }
+
+  template <int kVectors>
+  void accumulate(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
+                  std::int64_t used) const {
+    constexpr std::int64_t kWidth = kVectors * kLanes;
+    bf16_weights(kWidth, group.scores, rows.count(), own_.weights);
+    bf16_accumulate({used, kWidth}, own_.weights, values(), next, rows.count(),
+                    args_.cache.head_size_v, own_.keep, group.acc);
+  }
+
+  // Values that are not finite are left out of the products and then added to the rows that see
+  // them, so what hidden slots hold does not change a bit of the other rows.
+  template <int kVectors>
+  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
+                         std::int64_t used) const {
+    constexpr std::int64_t kWidth = kVectors * kLanes;
+    const KvCacheView& cache = args_.cache;
+    bf16_drop_nonfinite(values(), (rows.count() + 1) / 2 * cache.head_size_v);
+    accumulate<kVectors>(group, rows, next, used);
+    for (std::int64_t k = 0; k < rows.count(); ++k) {
+      for (std::int64_t c = 0; c < cache.head_size_v; ++c) {
+        const float x =
+            core::load_element(cache.value.dtype, rows.value[static_cast<std::size_t>(k)], c);
+        if (std::isfinite(x)) continue;
+        for (std::int64_t r = 0; r < used; ++r) {
+          const float p = group.scores[k * kWidth + r];
+          if (core::bits_of(p) == core::bits_of(-0.0F)) continue;
+          group.acc[c * kWidth + r] += p * x;
+        }
+      }
+    }
+  }
+
+ private:
+  std::uint16_t* keys() const { return reinterpret_cast<std::uint16_t*>(own_.keys); }
+  std::uint32_t* values() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
+
+  const AttendArgs& args_;
+  const WideScratch& own_;
+};
+#endif
+
+template <class Products>
+class WideTile : TileBase {
+ public:
+  WideTile(const AttendCall& call, const plan::Piece& piece, std::byte* scratch)
+      : WideTile(call, piece, core::Layout(scratch)) {}
+
+  void run() {
+    load_rows();
+    if (piece_.begin_block < piece_.end_block) {
+      source_.locate(piece_.tile.keys_at(piece_.begin_block), rows_);
+    }
+    for (std::int32_t v = piece_.begin_block; v < piece_.end_block; ++v) {
+      if (v > piece_.begin_block && (v - piece_.begin_block) % kFoldBlocks == 0) fold();
+      const bool more = v + 1 < piece_.end_block;
+      if (more) source_.locate(piece_.tile.keys_at(v + 1), next_);
+      run_block(more);
+      if (more) std::swap(rows_, next_);
+    }
+    if (folded_any_) fold();
+    const float* sums = folded_any_ ? own_.folded : own_.acc;
+    const float* max = folded_any_ ? own_.folded_max : own_.max;
+    const float* sum = folded_any_ ? own_.folded_sum : own_.sum;
+    for (std::int64_t row = 0; row < num_rows(); ++row) {
+      float* acc = destination(row, own_.row);
+      for (std::int64_t c = 0; c < args_.cache.head_size_v; ++c) {
+        acc[c] = sums[place(row, args_.cache.head_size_v, c)];
+      }
+      finish_row(row, {max[row], sum[row]}, acc);
+    }
+  }
+
+ private:
+  WideTile(const AttendCall& call, const plan::Piece& piece, core::Layout take)
+      : TileBase(call, piece),
+        width_((num_rows() + kLanes - 1) / kLanes * kLanes),
+        own_(take, width_, kGroupWidth, args_.cache.head_size_qk, args_.cache.head_size_v),
+        products_(args_, own_),
+        scale_(query_scale()) {
+    find_rows(width_, own_.rows);
+    rules_ = score_rules();
+  }
+
+  // Moves what was accumulated into the outer sums and starts anew.
+  void fold() {
+    const LaneTag d;
+    const std::int64_t head_size = args_.cache.head_size_v;
+    if (!folded_any_) {
+      std::fill_n(own_.folded, width_ * head_size, 0.0F);
+      std::fill_n(own_.folded_max, width_, core::kNegInf);
+      std::fill_n(own_.folded_sum, width_, 0.0F);
+      folded_any_ = true;
+    }
+    for (std::int64_t first = 0; first < width_; first += kGroupWidth) {
+      const std::int64_t group_width = std::min(width_ - first, kGroupWidth);
+      HWY_ALIGN float keep[kGroupWidth];
+      HWY_ALIGN float add[kGroupWidth];
+      for (std::int64_t r = 0; r < group_width; ++r) {
+        core::SoftmaxState state{own_.folded_max[first + r], own_.folded_sum[first + r]};
+        core::merge(state, {own_.max[first + r], own_.sum[first + r]}, keep[r], add[r]);
+        own_.folded_max[first + r] = state.max;
+        own_.folded_sum[first + r] = state.sum;
+      }
+      for (std::int64_t i = 0; i < head_size * group_width; i += kLanes) {
+        const std::int64_t r = i % group_width;
+        const std::int64_t at = first * head_size + i;
+        fold_lanes(own_.folded + at, hn::Load(d, keep + r), own_.acc + at, hn::Load(d, add + r));
+      }
+    }
+    clear();
+  }
+
+  void clear() {
+    std::fill_n(own_.acc, width_ * args_.cache.head_size_v, 0.0F);
+    std::fill_n(own_.max, width_, core::kNegInf);
+    std::fill_n(own_.sum, width_, 0.0F);
+  }
+
+  // Element (i, row) of a [size, rows] array, which is stored group by group.
+  std::int64_t place(std::int64_t row, std::int64_t size, std::int64_t i) const {
+    const std::int64_t group = row / kGroupWidth * kGroupWidth;
+    return group * size + i * std::min(width_ - group, kGroupWidth) + (row - group);
+  }
+
+  void load_rows() {
+    const std::int64_t head_size = args_.cache.head_size_qk;
+    std::fill_n(own_.query, width_ * head_size, 0.0F);
+    clear();
+    for (std::int64_t row = 0; row < num_rows(); ++row) {
+      const std::int64_t group = row / kGroupWidth * kGroupWidth;
+      products_.load_query(query_of(row), scale_, own_.query + group * head_size + (row - group),
+                           std::min(width_ - group, kGroupWidth));
+    }
+  }
+
+  // `more`: next_ is the block after this one.
+  void run_block(bool more) {
+    const bool finite = products_.load(rows_);
+    const bool all_seen = seen_by_all(rows_.range);
+    for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
+      const bool fetch = more && row == 0;
+      switch (std::min(width_ - row, kGroupWidth) / kLanes) {
+        case 1:
+          run_group<1>(row, fetch, all_seen, finite);
+          break;
+        case 2:
+          run_group<2>(row, fetch, all_seen, finite);
+          break;
+        default:
+          run_group<kGroupVectors>(row, fetch, all_seen, finite);
+      }
+    }
+  }
+
+  template <int kVectors>
+  void run_group(std::int64_t row, bool fetch, bool all_seen, bool finite) {
+    constexpr std::int64_t kWidth = kVectors * kLanes;
+    const KvCacheView& cache = args_.cache;
+    const KeyRange range = rows_.range;
+    const std::int64_t num_keys = rows_.count();
+    NextRows next_keys;
+    NextRows next_values;
+    if (fetch) {
+      next_keys = {next_.key.data(), cache.head_size_qk * size_of(cache.key.dtype)};
+      next_values = {next_.value.data(), cache.head_size_v * size_of(cache.value.dtype)};
+    }
+    GroupBuffers group;
+    group.query = own_.query + row * cache.head_size_qk;
+    group.acc = own_.acc + row * cache.head_size_v;
+    group.scores = own_.scores;
+    group.max = own_.max + row;
+    group.sum = own_.sum + row;
+    group.rows = info_.from(row);
+    const std::int64_t count = std::min(kWidth, num_rows() - row);
+    products_.template score<kVectors>(group, rows_, next_keys, count, scale_);
+    if (rules_.any()) apply_rules(rules_, group, kWidth, range.begin, num_keys);
+    const bool biased = add_qq_bias(range, row, count, own_.scores, kWidth, /*row_stride=*/1);
+    if (!all_seen) apply_mask(group, kWidth, range.begin, num_keys);
+    softmax_block<kVectors>(group, num_keys, own_.keep);
+    if (finite || (all_seen && !biased)) {
+      products_.template accumulate<kVectors>(group, rows_, next_values, count);
+    } else {
+      mark_hidden(range, row, count, own_.scores, kWidth, /*row_stride=*/1);
+      products_.template accumulate_marked<kVectors>(group, rows_, next_values, count);
+    }
+  }
+
+  std::int64_t width_;  // rows rounded up to whole vectors
+  ScoreRules rules_;
+  BlockRows rows_;
+  BlockRows next_;
+  WideScratch own_;
+  Products products_;
+  float scale_;  // of the scores
+  bool folded_any_ = false;
+};
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace diffkv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
