@@ -109,7 +109,7 @@ Table item_table(const std::vector<WorkItem>& items) {
   Table table({{"class", kRight},
                {"worker", kRight},
                {"sequence", kRight},
-               {"KV head", kRight},
+               {"KV heads", kRight},
                {"rows"},
                {"prefix keys"},
                {"keys"},
@@ -117,7 +117,10 @@ Table item_table(const std::vector<WorkItem>& items) {
   for (const WorkItem& item : items) {
     const bool two = item.keys[1].begin < item.keys[1].end;
     table.add_row({fmt::format("{}", item.tile_class), fmt::format("{}", item.worker),
-                   fmt::format("{}", item.seq), fmt::format("{}", item.kv_head),
+                   fmt::format("{}", item.seq),
+                   item.num_kv_heads == 1
+                       ? fmt::format("{}", item.kv_head)
+                       : range_text({item.kv_head, item.kv_head + item.num_kv_heads}),
                    range_text({item.first_row, item.first_row + item.num_rows}),
                    two ? range_text(item.keys[0]) : "-", range_text(item.keys[two ? 1 : 0]),
                    item.slot < 0 ? "whole" : fmt::format("{}", item.slot)});
@@ -198,6 +201,7 @@ nlohmann::json PlanReport::json() const {
                              {"worker", item.worker},
                              {"sequence", item.seq},
                              {"kv_head", item.kv_head},
+                             {"num_kv_heads", item.num_kv_heads},
                              {"first_row", item.first_row},
                              {"num_rows", item.num_rows},
                              {"keys", std::move(keys)},

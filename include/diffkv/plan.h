@@ -14,12 +14,14 @@ namespace diffkv {
 
 class Backend;
 
-// A tile is up to tile_rows query rows, (token, head) pairs that share one KV head of one sequence;
-// row r of a sequence's KV head is token r / group, head r % group. Plain numbers from
+// A tile is up to tile_rows query rows, (token, head) pairs that share one KV head of one sequence,
+// for each of tile_heads neighbouring KV heads; row r of a sequence's KV head is token r / group,
+// head r % group. Plain numbers from
 // Backend::limits: the planner knows nothing else of a kernel. Costs are in one unit of time of the
 // backend's choice.
 struct TileClass {
-  std::int32_t tile_rows = 16;
+  std::int32_t tile_rows = 16;   // of each KV head
+  std::int32_t tile_heads = 1;   // KV heads of a tile; divides num_kv_heads
   // Largest query_len * group of a sequence of this class; the last class takes the rest.
   std::int32_t max_seq_rows = 0;
   std::int32_t block_keys = 64;       // keys are walked and cut in blocks aligned to this
@@ -67,8 +69,9 @@ struct WorkItem {
   std::int32_t tile_class = 0;
   std::int32_t worker = 0;
   std::int32_t seq = 0;
-  std::int32_t kv_head = 0;
-  std::int32_t first_row = 0;  // of the sequence's query_len * group rows
+  std::int32_t kv_head = 0;  // the first of num_kv_heads
+  std::int32_t num_kv_heads = 1;
+  std::int32_t first_row = 0;  // of a KV head's query_len * group rows
   std::int32_t num_rows = 0;
   // What it reads: below a prefix, and in the window. Either may be empty.
   std::array<KeyRange, 2> keys;
@@ -98,7 +101,8 @@ struct PlanTables {
   std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers + 1]
   std::array<std::int32_t, kMaxTileClasses> first_slot{};    // each class has slots of its own
   std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
-  // Partials: a slot of a class has tile_rows rows; a class's first row is first_partial_row.
+  // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first
+  // row is first_partial_row.
   std::array<std::int64_t, kMaxTileClasses> first_partial_row{};
   float* partial_acc = nullptr;     // [partial rows, partial_stride]
   float* partial_max = nullptr;     // [partial rows]

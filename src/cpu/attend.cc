@@ -2,10 +2,14 @@
 // decode and prefill tiles; they differ in the number of vectors of rows that share a converted
 // key.
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "core/layout.h"
+#include "cpu/bf16_dot.h"
+#include "cpu/fetch.h"
 #include "cpu/kernels.h"
 #include "cpu/simd_targets.h"
 #include "cpu/tile_base.h"
@@ -22,28 +26,63 @@ HWY_BEFORE_NAMESPACE();
 namespace diffkv::cpu::HWY_NAMESPACE {
 namespace {
 
+// Walks the blocks of a piece, all KV heads of the tile at each: their rows of a key are neighbours
+// in most caches.
+template <class Tile>
+void run_piece(const AttendCall& call, const plan::Piece& piece, std::byte* scratch) {
+  const KvCacheView& cache = call.args->cache;
+  core::Layout take(scratch);
+  const typename Tile::Block block = Tile::block(take, cache);
+  std::array<std::optional<Tile>, kMostTileHeads> heads;
+  const auto each = [&](auto&& fn) {
+    for (std::int32_t h = 0; h < piece.tile.num_heads; ++h) fn(heads[h]);
+  };
+  each([&](std::optional<Tile>& tile) {
+    tile.emplace(call, piece, &tile - heads.data(), block, take);
+  });
+  if (piece.begin_block < piece.end_block) {
+    each([&](std::optional<Tile>& tile) {
+      tile->look_ahead(piece.begin_block);
+      tile->step();
+    });
+  }
+  for (std::int32_t v = piece.begin_block; v < piece.end_block; ++v) {
+    const bool folds = v > piece.begin_block && (v - piece.begin_block) % kFoldBlocks == 0;
+    const bool more = v + 1 < piece.end_block;
+    if (more) each([&](std::optional<Tile>& tile) { tile->look_ahead(v + 1); });
+    each([&](std::optional<Tile>& tile) {
+      if (folds) tile->fold();
+      Fetch fetch;
+      if (more) {
+        fetch = fetch_of(cache, heads[0]->next(), tile->next(), &tile - heads.data(),
+                         piece.tile.num_heads);
+      }
+      tile->run_block(fetch);
+    });
+    if (more) each([](std::optional<Tile>& tile) { tile->step(); });
+  }
+  each([](std::optional<Tile>& tile) { tile->finish(); });
+}
+
+template <class Wide, template <int> class NarrowProducts>
+void run_piece_of(const AttendCall& call, const plan::Piece& piece, std::byte* scratch) {
+  const std::int32_t rows = piece.tile.num_rows;
+  auto* const fn = rows > kNarrowRows ? run_piece<WideTile<Wide>>
+                   : rows > 4         ? run_piece<NarrowTile<8, NarrowProducts<8>>>
+                   : rows > 2         ? run_piece<NarrowTile<4, NarrowProducts<4>>>
+                   : rows > 1         ? run_piece<NarrowTile<2, NarrowProducts<2>>>
+                                      : run_piece<NarrowTile<1, NarrowProducts<1>>>;
+  fn(call, piece, scratch);
+}
+
 void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                std::byte* scratch) {
-  plan::for_each_piece(call.schedule, tile_class, worker, [&](const plan::Piece& piece) {
-    const std::int32_t rows = piece.tile.num_rows;
+  auto* fn = run_piece_of<Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-    if (call.bf16_dot) {
-      WideTile<Bf16Products>(call, piece, scratch).run();
-      return;
-    }
+  if (call.bf16_dot) fn = run_piece_of<Bf16Products, NarrowBf16Products>;
 #endif
-    if (rows > kNarrowRows) {
-      WideTile<Fp32Products>(call, piece, scratch).run();
-    } else if (rows > 4) {
-      NarrowTile<8>(call, piece, core::Layout(scratch)).run();
-    } else if (rows > 2) {
-      NarrowTile<4>(call, piece, core::Layout(scratch)).run();
-    } else if (rows > 1) {
-      NarrowTile<2>(call, piece, core::Layout(scratch)).run();
-    } else {
-      NarrowTile<1>(call, piece, core::Layout(scratch)).run();
-    }
-  });
+  plan::for_each_piece(call.schedule, tile_class, worker,
+                       [&](const plan::Piece& piece) { fn(call, piece, scratch); });
 }
 
 }  // namespace
@@ -61,14 +100,19 @@ void attend_share(const AttendCall& call, std::int32_t tile_class, std::int32_t 
   HWY_DYNAMIC_DISPATCH(run_share)(call, tile_class, worker, scratch);
 }
 
-std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t head_size_qk,
-                                  std::int64_t head_size_v) {
-  // What the widest target takes: a group of 3 vectors of 16 lanes, head sizes padded to 16.
+std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t tile_heads,
+                                  std::int64_t head_size_qk, std::int64_t head_size_v) {
+  // What the widest target takes: a group of 3 vectors of 16 lanes, head sizes padded to 32.
+  constexpr std::int64_t kMostPadding = kBf16Padding - 8;
   constexpr std::int64_t kMostGroupWidth = 48;
   core::Layout wide(nullptr);
-  WideScratch(wide, rows, kMostGroupWidth, head_size_qk, head_size_v);
+  WideBlock(wide, kMostGroupWidth, head_size_qk, head_size_v);
   core::Layout narrow(nullptr);
-  NarrowScratch(narrow, kNarrowRows, head_size_qk + 8, head_size_v + 8);
+  NarrowBlock(narrow, kNarrowRows, head_size_v + kMostPadding);
+  for (std::int64_t head = 0; head < tile_heads; ++head) {
+    WideState(wide, rows, head_size_qk, head_size_v);
+    NarrowState(narrow, kNarrowRows, head_size_qk + kMostPadding, head_size_v + kMostPadding);
+  }
   return std::max(wide.bytes(), narrow.bytes());
 }
 

@@ -36,7 +36,7 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend() {
     try {
-      set_target("");
+      current_target();  // the first choice, unless it is made
     } catch (const Error& error) {
       unavailable_ = error.what();  // DIFFKV_CPU_TARGET names a target that is not there
     }
@@ -70,9 +70,12 @@ class CpuBackend final : public Backend {
     ScheduleLimits limits;
     limits.threads = threads > 0 ? threads : omp_get_max_threads();
     limits.num_classes = 2;
-    limits.scratch_bytes = attend_scratch_bytes(kPrefillRows, key.head_size_qk, key.head_size_v);
     TileClass& decode = limits.classes[0];
     decode.tile_rows = kDecodeRows;
+    decode.tile_heads = kMostTileHeads;
+    while (key.num_kv_heads % decode.tile_heads != 0) --decode.tile_heads;
+    // A block of many heads is as much work as several of one.
+    decode.least_cut = std::max(1, decode.least_cut / decode.tile_heads);
     decode.max_seq_rows = kDecodeRows;
     decode.block_cost = kDecodeBlockCost;
     decode.tile_cost = kDecodeBlockCost;
@@ -82,6 +85,9 @@ class CpuBackend final : public Backend {
     prefill.tile_cost = kPrefillBlockCost;
     // Its partials are wide: fewer of them.
     prefill.invariant_max_pieces = 4;
+    limits.scratch_bytes = std::max(
+        attend_scratch_bytes(kPrefillRows, 1, key.head_size_qk, key.head_size_v),
+        attend_scratch_bytes(kDecodeRows, decode.tile_heads, key.head_size_qk, key.head_size_v));
     for (TileClass* cls : {&decode, &prefill}) {
       cls->block_keys = static_cast<std::int32_t>(kBlockKeys);
       cls->workers = limits.threads * kSharesPerThread;

@@ -2,16 +2,14 @@
 // queries over bf16 or fp8 caches. Highway 1.0.3 has no operation for it, so these are written for
 // x86-64 and chosen at run time; every other tile and machine takes the fp32 products.
 //
-// Query rows are the vector lanes, as in wide-inl.h. A pair is two neighbours of the summed
-// dimension in one 32-bit word, the first in the lower half: two head dimensions of a query or
-// key, two keys of a weight or value. fp8 values are exact in bf16; probabilities are rounded to
-// bf16, as the kernels of GPUs do, which adds at most 2^-9 of relative error to a weight.
+// fp8 values are exact in bf16; probabilities are rounded to bf16, as the kernels of GPUs do, which
+// adds at most 2^-9 of relative error to a weight.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/tile_base.h"
+#include "cpu/fetch.h"
 #include "diffkv/tensor.h"
 
 namespace diffkv::cpu {
@@ -24,18 +22,16 @@ constexpr bool bf16_dot_reads(DType dtype) {
   return dtype == DType::kBF16 || dtype == DType::kE4M3 || dtype == DType::kE5M2;
 }
 
-// Rows of one call: 4 and 8 of them use a part of a vector of 16.
-struct Bf16Rows {
-  std::int64_t used = 16;   // 1 to 16, 32 or 48
-  std::int64_t width = 16;  // from one key or value column to the next, in lanes
-};
+// Tiles of many rows: `width` rows (16, 32 or 48) are the vector lanes, as in wide-inl.h. A pair is
+// two neighbours of the summed dimension in one 32-bit word, the first in the lower half: two head
+// dimensions of a query or key, two keys of a weight or value.
 
 // scores[key, row] = scale * sum over d of query[row, d] * key[key, d], for num_keys rounded up to
-// 8. query: [head_size_qk / 2, width] pairs; keys: rows of head_size_qk bf16. `next` is fetched on
-// the way.
-void bf16_scores(Bf16Rows rows, const std::uint32_t* query, const std::byte* const* keys,
-                 const NextRows& next, std::int64_t num_keys, std::int64_t head_size_qk,
-                 float scale, float* scores);
+// 8. query: [head_size_qk / 2, width] pairs; keys: rows of head_size_qk bf16. The next rows are
+// fetched on the way.
+void bf16_scores(std::int64_t width, const std::uint32_t* query, const std::byte* const* keys,
+                 Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_qk, float scale,
+                 float* scores);
 
 // Rows of n fp8 elements to rows of n bf16, n a multiple of 8.
 void bf16_keys(DType stored, const std::byte* const* rows, std::int64_t num_keys, std::int64_t n,
@@ -46,16 +42,39 @@ void bf16_keys(DType stored, const std::byte* const* rows, std::int64_t num_keys
 bool bf16_values(DType stored, const std::byte* const* rows, std::int64_t num_keys,
                  std::int64_t head_size_v, std::uint32_t* pairs);
 
-// Sets those of n values in pairs that are NaN or infinite to zero.
-void bf16_drop_nonfinite(std::uint32_t* pairs, std::int64_t n);
+// Sets those of n values that are NaN or infinite to zero.
+void bf16_drop_nonfinite(std::uint16_t* values, std::int64_t n);
 
 // pairs[key / 2, row] = (p[key, row], p[key + 1, row]), rounded to nearest even; an odd last key
 // is paired with zero. p: [num_keys, width].
 void bf16_weights(std::int64_t width, const float* p, std::int64_t num_keys, std::uint32_t* pairs);
 
 // acc[c, row] = acc[c, row] * keep[row] + sum over keys of value[key, c] * weight[key, row].
-void bf16_accumulate(Bf16Rows rows, const std::uint32_t* weights, const std::uint32_t* values,
-                     const NextRows& next, std::int64_t num_keys, std::int64_t head_size_v,
+void bf16_accumulate(std::int64_t width, const std::uint32_t* weights, const std::uint32_t* values,
+                     Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
                      const float* keep, float* acc);
+
+// Tiles of up to 1, 2, 4 or 8 rows: the head dimension is in the lanes, keys and values are read
+// where they are, as in narrow-inl.h.
+
+// Rows of queries and values are padded to so many elements.
+inline constexpr std::int64_t kBf16Padding = 32;
+
+// scores[row, key] = scale * sum over d of query[row, d] * key[key, d], for num_keys rounded up to
+// 16. query: [rows, head_size_qk padded] bf16, zeros past the end; scores: [rows, kBlockKeys]. The
+// next rows are fetched on the way.
+void bf16_scores_narrow(int rows, DType stored, const std::uint16_t* query,
+                        const std::byte* const* keys, Fetch& fetch, std::int64_t num_keys,
+                        std::int64_t head_size_qk, float scale, float* scores);
+
+// weights[row, key] = p[row, key] rounded to nearest even; an odd last key is followed by a zero.
+// Both [rows, kBlockKeys].
+void bf16_weights_narrow(int rows, const float* p, std::int64_t num_keys, std::uint16_t* weights);
+
+// acc[row, c] = acc[row, c] * keep[row] + sum over keys of weight[row, key] * value[key, c]; acc:
+// [rows, head_size_v padded]. The next rows are fetched on the way.
+void bf16_accumulate_narrow(int rows, DType stored, const std::uint16_t* weights,
+                            const std::byte* const* values, Fetch& fetch, std::int64_t num_keys,
+                            std::int64_t head_size_v, const float* keep, float* acc);
 
 }  // namespace diffkv::cpu

@@ -67,6 +67,20 @@ HWY_INLINE hn::Vec<D> load_lanes(D d, const void* row, std::int64_t i) {
   }
 }
 
+// Elements i .. i + Lanes(d) of a row of n (a multiple of 8), zeros past its end.
+template <DType kDType, class D>
+HWY_INLINE hn::Vec<D> load_padded(D d, const std::byte* row, std::int64_t i,
+                                  [[maybe_unused]] std::int64_t n) {
+#if HWY_TARGET != HWY_SCALAR  // which has one lane and no halves
+  if constexpr (hn::MaxLanes(D()) == 16) {
+    if (n - i < 16) {
+      return hn::ZeroExtendVector(d, load_lanes<kDType>(hn::Half<D>(), row, i));
+    }
+  }
+#endif
+  return load_lanes<kDType>(d, row, i);
+}
+
 // Calls fn(constant) with the dtype as a compile-time constant.
 template <class Fn>
 HWY_INLINE auto with_dtype(DType dtype, Fn&& fn) {
@@ -87,8 +101,12 @@ HWY_INLINE auto with_dtype(DType dtype, Fn&& fn) {
 // Widens n elements (a multiple of 8) of a row.
 template <DType kDType>
 HWY_INLINE void load_row(const void* row, std::int64_t n, float* HWY_RESTRICT dst) {
+  const hn::CappedTag<float, 16> wide;
+  constexpr auto kWide = static_cast<std::int64_t>(hn::MaxLanes(wide));
+  std::int64_t i = 0;
+  for (; i + kWide <= n; i += kWide) hn::StoreU(load_lanes<kDType>(wide, row, i), wide, dst + i);
   const RowTag d;
-  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+  for (; i < n; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
     hn::StoreU(load_lanes<kDType>(d, row, i), d, dst + i);
   }
 }

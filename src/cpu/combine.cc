@@ -11,9 +11,10 @@ namespace diffkv::cpu {
 namespace {
 
 void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
-                  const plan::Piece& first, float* acc) {
+                  const plan::Piece& first, std::int64_t head_of_tile, float* acc) {
   const detail::PlanTables& tables = call.schedule.tables;
   const std::int64_t head_size_v = call.args->cache.head_size_v;
+  const std::int64_t kv_head = first.tile.kv_head + head_of_tile;
   for (std::int64_t row = 0; row < first.tile.num_rows; ++row) {
     const std::int64_t index = first.tile.first_row + row;
     const std::int64_t token = tables.query_start_loc[first.seq] + index / call.schedule.group;
@@ -21,7 +22,7 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
     core::SoftmaxState state;
     std::fill_n(acc, head_size_v, 0.0F);
     plan::for_each_partial(call.schedule, tile_class, worker, first, [&](std::int32_t slot) {
-      const std::int64_t at = plan::partial_row(call.schedule, tile_class, slot, row);
+      const std::int64_t at = plan::partial_row(call.schedule, tile_class, slot, row, head_of_tile);
       const float* part = tables.partial_acc + at * tables.partial_stride;
       const core::SoftmaxState other{tables.partial_max[at], tables.partial_sum[at]};
       float keep = 0.0F;
@@ -29,9 +30,8 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
       core::merge(state, other, keep, add);
       for (std::int64_t c = 0; c < head_size_v; ++c) acc[c] = acc[c] * keep + part[c] * add;
     });
-    const std::int64_t head =
-        std::int64_t{first.tile.kv_head} * call.schedule.group + index % call.schedule.group;
-    write_row(call, token, head, first.tile.kv_head, state, acc);
+    const std::int64_t head = kv_head * call.schedule.group + index % call.schedule.group;
+    write_row(call, token, head, kv_head, state, acc);
   }
 }
 
@@ -40,7 +40,9 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
 void combine_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                    std::byte* scratch) {
   plan::for_each_cut_tile(call.schedule, tile_class, worker, [&](const plan::Piece& first) {
-    combine_tile(call, tile_class, worker, first, reinterpret_cast<float*>(scratch));
+    for (std::int32_t head = 0; head < first.tile.num_heads; ++head) {
+      combine_tile(call, tile_class, worker, first, head, reinterpret_cast<float*>(scratch));
+    }
   });
 }
 

@@ -14,6 +14,9 @@ namespace diffkv::cpu {
 inline constexpr std::int32_t kDecodeRows = 16;
 // Tiles of at most so many rows take the narrow path.
 inline constexpr std::int32_t kNarrowRows = 8;
+// KV heads of a decode tile at most: a block of so many, 320 KB at 192/128 in bf16, fits the
+// second-level cache beside what the tile holds.
+inline constexpr std::int32_t kMostTileHeads = 16;
 // Rows of a prefill tile: two register blocks of 3 vectors at 16 lanes, four at 8.
 inline constexpr std::int32_t kPrefillRows = 96;
 // Keys that are converted, scored and summed at a time.
@@ -33,9 +36,9 @@ struct AttendCall {
   bool bf16_dot = false;  // multiply pairs of bf16
 };
 
-// Bytes of scratch that one thread needs for tiles of `rows` rows.
-std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t head_size_qk,
-                                  std::int64_t head_size_v);
+// Bytes of scratch that one thread needs for tiles of `rows` rows of each of `tile_heads` KV heads.
+std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t tile_heads,
+                                  std::int64_t head_size_qk, std::int64_t head_size_v);
 
 // Runs one worker's share of a tile class. `scratch` is 64-byte aligned.
 void attend_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,

@@ -16,10 +16,10 @@
 
 #include "core/softmax.h"
 #include "cpu/codec-inl.h"
+#include "cpu/fetch.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes-inl.h"
 #include "cpu/tile_base.h"
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,28 +29,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Accumulators that fit the registers beside their operands.
 inline constexpr int kNarrowAccs = kLanes == 16 ? 16 : 8;
+// Loads of a vector for every Fetch::kUnit elements.
+inline constexpr int kLoadsPerUnit = static_cast<int>(Fetch::kUnit / kLanes);
 
 // Elements of a row rounded up to whole vectors; the rest of a query or accumulator row is zeros.
 constexpr std::int64_t padded_to_lanes(std::int64_t n) {
   return (n + kLanes - 1) / kLanes * kLanes;
-}
-
-// Elements i .. i + kLanes of a row of n (a multiple of 8), zeros past its end.
-template <DType kDType, class D>
-HWY_INLINE hn::Vec<D> load_padded(D d, const std::byte* row, std::int64_t i,
-                                  [[maybe_unused]] std::int64_t n) {
-#if HWY_TARGET != HWY_SCALAR  // which has one lane and no halves
-  if constexpr (hn::MaxLanes(D()) == 16) {
-    if (n - i < 16) {
-      return hn::ZeroExtendVector(d, load_lanes<kDType>(hn::Half<D>(), row, i));
-    }
-  }
-#endif
-  return load_lanes<kDType>(d, row, i);
-}
-
-HWY_INLINE void prefetch_row(const std::byte* row, std::int64_t bytes) {
-  for (std::int64_t at = 0; at < bytes; at += kCacheLine) hwy::Prefetch(row + at);
 }
 
 #if HWY_TARGET == HWY_SCALAR
@@ -88,14 +72,15 @@ HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
 #endif
 
 // scores[row, key] = sum over d of query[row, d] * key[key, d]. query: [kRows, padded
-// head_size_qk], scores: [kRows, kBlockKeys]. The rows of `next` are prefetched on the way.
+// head_size_qk], scores: [kRows, kBlockKeys]. The next rows are fetched on the way.
 template <int kRows, DType kDType>
-HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows& rows,
-                               const BlockRows& next, std::int64_t head_size_qk,
-                               float* HWY_RESTRICT scores) {
+HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows& rows, Fetch& next,
+                               std::int64_t head_size_qk, float* HWY_RESTRICT scores) {
   constexpr int kKeys = kNarrowAccs / kRows;
+  constexpr int kKeysPerFetch = std::max<int>(kLoadsPerUnit, std::min(kKeys, 4 * kLoadsPerUnit));
   const LaneTag d;
   const std::int64_t padded = padded_to_lanes(head_size_qk);
+  Fetch fetch = next;
   for (std::int64_t k = 0; k < rows.count(); k += kKeys) {
     LaneVec acc[kNarrowAccs];
     HWY_UNROLL(16)
@@ -104,7 +89,10 @@ HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows&
     for (std::int64_t i = 0; i < head_size_qk; i += kLanes) {
       LaneVec key[kKeys];
       HWY_UNROLL(16)
-      for (int j = 0; j < kKeys; ++j) key[j] = load_padded<kDType>(d, at[j], i, head_size_qk);
+      for (int j = 0; j < kKeys; ++j) {
+        if (j % kKeysPerFetch == 0) fetch.units(kKeysPerFetch / kLoadsPerUnit);
+        key[j] = load_padded<kDType>(d, at[j], i, head_size_qk);
+      }
       HWY_UNROLL(8)
       for (int r = 0; r < kRows; ++r) {
         const LaneVec q = hn::Load(d, query + r * padded + i);
@@ -114,15 +102,13 @@ HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows&
         }
       }
     }
-    for (int j = 0; j < kKeys; ++j) {
-      prefetch_row(next.key[static_cast<std::size_t>(k + j)], head_size_qk * size_of(kDType));
-    }
     HWY_ALIGN float sums[kNarrowAccs];
     sum_lanes(acc, sums);
     for (int r = 0; r < kRows; ++r) {
       for (int j = 0; j < kKeys; ++j) scores[r * kBlockKeys + k + j] = sums[r * kKeys + j];
     }
   }
+  next = fetch;
 }
 
 // Soft cap and ALiBi on one row's scores; keys first_key + k.
@@ -178,9 +164,10 @@ HWY_INLINE float softmax_row(float* HWY_RESTRICT scores, std::int64_t num_keys,
 
 // Columns [c, c + kVectors * kLanes) of acc[row] = acc[row] * keep[row] + sum over keys p * value.
 template <int kRows, int kVectors, DType kDType>
-HWY_INLINE void accumulate_columns(const BlockRows& rows, const float* HWY_RESTRICT p,
+HWY_INLINE void accumulate_columns(const BlockRows& rows, Fetch& next, const float* HWY_RESTRICT p,
                                    const float* HWY_RESTRICT keep, std::int64_t c,
                                    std::int64_t head_size_v, float* HWY_RESTRICT acc) {
+  Fetch fetch = next;
   const LaneTag d;
   LaneVec sum[kRows][kVectors];
   HWY_UNROLL(8)
@@ -192,6 +179,7 @@ HWY_INLINE void accumulate_columns(const BlockRows& rows, const float* HWY_RESTR
     LaneVec value[kVectors];
     HWY_UNROLL(8)
     for (int v = 0; v < kVectors; ++v) {
+      if (v % kLoadsPerUnit == 0) fetch.units(1);
       value[v] = load_padded<kDType>(d, row, c + v * kLanes, head_size_v);
     }
     HWY_UNROLL(8)
@@ -208,23 +196,21 @@ HWY_INLINE void accumulate_columns(const BlockRows& rows, const float* HWY_RESTR
       hn::Store(hn::MulAdd(hn::Load(d, at), hn::Set(d, keep[r]), sum[r][v]), d, at);
     }
   }
+  next = fetch;
 }
 
 // acc: [kRows, padded head_size_v]; p: [kRows, kBlockKeys].
 template <int kRows, DType kDType>
-HWY_NOINLINE void accumulate_narrow(const BlockRows& rows, const BlockRows& next,
+HWY_NOINLINE void accumulate_narrow(const BlockRows& rows, Fetch& fetch,
                                     const float* HWY_RESTRICT p, const float* HWY_RESTRICT keep,
                                     std::int64_t head_size_v, float* HWY_RESTRICT acc) {
   constexpr int kVectors = std::min(kNarrowAccs / kRows, 8);
-  for (std::int64_t k = 0; k < next.count(); ++k) {
-    prefetch_row(next.value[static_cast<std::size_t>(k)], head_size_v * size_of(kDType));
-  }
   std::int64_t c = 0;
   for (; c + kVectors * kLanes <= head_size_v; c += kVectors * kLanes) {
-    accumulate_columns<kRows, kVectors, kDType>(rows, p, keep, c, head_size_v, acc);
+    accumulate_columns<kRows, kVectors, kDType>(rows, fetch, p, keep, c, head_size_v, acc);
   }
   for (; c < head_size_v; c += kLanes) {
-    accumulate_columns<kRows, 1, kDType>(rows, p, keep, c, head_size_v, acc);
+    accumulate_columns<kRows, 1, kDType>(rows, fetch, p, keep, c, head_size_v, acc);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "core/dtype.h"
 #include "core/layout.h"
@@ -25,13 +26,6 @@ struct BlockRows {
   std::array<const std::byte*, kBlockKeys> value;
 
   std::int64_t count() const { return std::int64_t{range.end} - range.begin; }
-};
-
-// Rows that will be read next, `bytes` each (0: none): fetched into the cache line by line between
-// the products, which hides more of the memory's latency than fetching them at once.
-struct NextRows {
-  const std::byte* const* rows = nullptr;  // [kBlockKeys]
-  std::int64_t bytes = 0;
 };
 
 // The keys of one sequence and KV head.
@@ -136,35 +130,23 @@ struct ScoreRules {
   bool any() const { return soft_cap > 0.0F || alibi; }
 };
 
-// A wide tile's scratch. `width`: its rows rounded up to whole vectors; a group of rows is
-// `group_width` of them.
-struct WideScratch {
-  float* query;   // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows]
-  float* acc;     // [head_size_v, rows] by groups
-  float* folded;  // as acc: what was accumulated before the last fold
-  float* keys;    // [kBlockKeys, head_size_qk]; or bf16
-  float* values;  // [head_size_v / 8, kBlockKeys, 8]; or pairs [kBlockKeys / 2, head_size_v]
-  float* scores;  // [kBlockKeys, rows of a group]
-  std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities
-  float* keep;             // [rows of a group]
-  float* row;              // one row of queries or values
-  float* max;              // [width]
-  float* sum;              // [width]
-  float* folded_max;       // [width]
-  float* folded_sum;       // [width]
-  RowInfo rows;            // [width] each
+// A wide tile's memory over all its blocks. `width`: its rows rounded up to whole vectors; a group
+// of rows is up to `group_width` of them.
+struct WideState {
+  float* query;       // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows]
+  float* acc;         // [head_size_v, rows] by groups
+  float* folded;      // as acc: what was accumulated before the last fold
+  float* max;         // [width]
+  float* sum;         // [width]
+  float* folded_max;  // [width]
+  float* folded_sum;  // [width]
+  RowInfo rows;       // [width] each
 
-  WideScratch(core::Layout& take, std::int64_t width, std::int64_t group_width,
-              std::int64_t head_size_qk, std::int64_t head_size_v)
+  WideState(core::Layout& take, std::int64_t width, std::int64_t head_size_qk,
+            std::int64_t head_size_v)
       : query(take.take<float>(width * head_size_qk)),
         acc(take.take<float>(width * head_size_v)),
         folded(take.take<float>(width * head_size_v)),
-        keys(take.take<float>(kBlockKeys * head_size_qk)),
-        values(take.take<float>(kBlockKeys * head_size_v)),
-        scores(take.take<float>(kBlockKeys * group_width)),
-        weights(take.take<std::uint32_t>(kBlockKeys / 2 * group_width)),
-        keep(take.take<float>(group_width)),
-        row(take.take<float>(std::max(head_size_qk, head_size_v))),
         max(take.take<float>(width)),
         sum(take.take<float>(width)),
         folded_max(take.take<float>(width)),
@@ -172,35 +154,79 @@ struct WideScratch {
         rows(take, width) {}
 };
 
-// A narrow tile's scratch; head sizes are padded to whole vectors.
-struct NarrowScratch {
+// Neighbouring columns of the values of a block, converted to fp32.
+inline constexpr std::int64_t kValueColumns = 16;
+// Where value column c of key k of a block is. A key more than a block has keeps the columns of a
+// key from falling into one set of the cache.
+constexpr std::int64_t value_at(std::int64_t k, std::int64_t c) {
+  return (c / kValueColumns * (kBlockKeys + 1) + k) * kValueColumns + c % kValueColumns;
+}
+
+// A wide tile's memory for the block at hand.
+struct WideBlock {
+  float* keys;             // [kBlockKeys, head_size_qk]; or bf16
+  float* values;           // as value_at says; or pairs [kBlockKeys / 2, head_size_v]
+  float* scores;           // [kBlockKeys, rows of a group]
+  std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities
+  float* keep;             // [rows of a group]
+  float* row;              // one row of queries or values
+
+  WideBlock(core::Layout& take, std::int64_t group_width, std::int64_t head_size_qk,
+            std::int64_t head_size_v)
+      : keys(take.take<float>(kBlockKeys * head_size_qk)),
+        values(take.take<float>(value_at(0, head_size_v + kValueColumns - 1))),
+        scores(take.take<float>(kBlockKeys * group_width)),
+        weights(take.take<std::uint32_t>(kBlockKeys / 2 * group_width)),
+        keep(take.take<float>(group_width)),
+        row(take.take<float>(std::max(head_size_qk, head_size_v))) {}
+};
+
+// A narrow tile's memory over all its blocks; head sizes are padded to whole vectors.
+struct NarrowState {
   float* query;   // [rows, padded head_size_qk]
   float* acc;     // [rows, padded head_size_v]
   float* folded;  // as acc: what was accumulated before the last fold
-  float* scores;  // [rows, kBlockKeys]
-  float* row;     // one row of values
   RowInfo info;   // [rows] each
 
-  NarrowScratch(core::Layout& take, std::int64_t rows, std::int64_t padded_qk,
-                std::int64_t padded_v)
+  NarrowState(core::Layout& take, std::int64_t rows, std::int64_t padded_qk, std::int64_t padded_v)
       : query(take.take<float>(rows * padded_qk)),
         acc(take.take<float>(rows * padded_v)),
         folded(take.take<float>(rows * padded_v)),
-        scores(take.take<float>(rows * kBlockKeys)),
-        row(take.take<float>(padded_v)),
         info(take, rows) {}
 };
 
-// One piece of a tile.
+// A narrow tile's memory for the block at hand.
+struct NarrowBlock {
+  float* scores;           // [rows, kBlockKeys]
+  std::uint16_t* weights;  // [rows, kBlockKeys]: bf16 probabilities
+  std::uint16_t* values;   // [kBlockKeys, padded head_size_v]: bf16, where some are not finite
+  float* row;              // one row of values
+
+  NarrowBlock(core::Layout& take, std::int64_t rows, std::int64_t padded_v)
+      : scores(take.take<float>(rows * kBlockKeys)),
+        weights(take.take<std::uint16_t>(rows * kBlockKeys)),
+        values(take.take<std::uint16_t>(kBlockKeys * padded_v)),
+        row(take.take<float>(padded_v)) {}
+};
+
+// One KV head, the `head`-th, of a piece of a tile.
 class TileBase {
  public:
-  TileBase(const AttendCall& call, const plan::Piece& piece)
+  TileBase(const AttendCall& call, const plan::Piece& piece, std::int64_t head)
       : params_(*call.params),
         args_(*call.args),
         call_(call),
         piece_(piece),
+        head_of_tile_(head),
+        kv_head_(piece.tile.kv_head + head),
         seq_(plan::seq_mask(call.schedule, piece.seq)),
-        source_(*call.args, piece.seq, piece.tile.kv_head) {}
+        source_(*call.args, piece.seq, kv_head_) {}
+
+  // Finds the rows of virtual block v, which next() then has, until step() makes it the block that
+  // is run.
+  void look_ahead(std::int32_t v) { source_.locate(piece_.tile.keys_at(v), next_); }
+  const BlockRows& next() const { return next_; }
+  void step() { std::swap(rows_, next_); }
 
  protected:
   std::int64_t num_rows() const { return piece_.tile.num_rows; }
@@ -212,8 +238,7 @@ class TileBase {
     return std::int64_t{call_.schedule.tables.query_start_loc[piece_.seq]} + index_of(row);
   }
   std::int64_t head_of(std::int64_t row) const {
-    return std::int64_t{piece_.tile.kv_head} * call_.schedule.group +
-           (piece_.tile.first_row + row) % call_.schedule.group;
+    return kv_head_ * call_.schedule.group + (piece_.tile.first_row + row) % call_.schedule.group;
   }
   const std::byte* query_of(std::int64_t row) const {
     const ConstTensorView& query = args_.query;
@@ -225,7 +250,7 @@ class TileBase {
   float query_scale() const {
     const float q_scale =
         params_.q_scale.given() ? *static_cast<const float*>(params_.q_scale.data) : 1.0F;
-    return params_.scale * q_scale * scale_of(args_.cache.k_scale, piece_.tile.kv_head);
+    return params_.scale * q_scale * scale_of(args_.cache.k_scale, kv_head_);
   }
 
   ScoreRules score_rules() const {
@@ -309,7 +334,7 @@ class TileBase {
       tables.partial_max[partial_row(row)] = state.max;
       tables.partial_sum[partial_row(row)] = state.sum;
     } else if (token_of(row) < tables.num_tokens) {
-      write_row(call_, token_of(row), head_of(row), piece_.tile.kv_head, state, acc);
+      write_row(call_, token_of(row), head_of(row), kv_head_, state, acc);
     }
   }
 
@@ -317,14 +342,18 @@ class TileBase {
   const AttendArgs& args_;
   const AttendCall& call_;
   const plan::Piece& piece_;
+  std::int64_t head_of_tile_;
+  std::int64_t kv_head_;
   core::SeqMask seq_;
   KeySource source_;
+  BlockRows rows_;
+  BlockRows next_;
   RowInfo info_;
 
  private:
   std::int64_t partial_row(std::int64_t row) const {
     const std::int32_t tile_class = plan::seq_tiles(call_.schedule, seq_.query_len).tile_class;
-    return plan::partial_row(call_.schedule, tile_class, piece_.slot, row);
+    return plan::partial_row(call_.schedule, tile_class, piece_.slot, row, head_of_tile_);
   }
 
   // Keys of the range that qq_bias has columns for.

@@ -16,10 +16,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/fetch.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes-inl.h"
 #include "cpu/tile_base.h"
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -32,8 +32,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr int kGroupVectors = 3;
 template <int kVectors>
 inline constexpr int kColumns = kVectors == 1 || kLanes == 16 ? 8 : 4;
-// A line of each of the next keys is fetched every so many head dimensions: fp32 keys have as many.
-inline constexpr std::int64_t kDimsPerFetch = 16;
+// Head dimensions at a time; head sizes are multiples of it.
+inline constexpr std::int64_t kDimsPerStep = 8;
 // Keys of a scored block are padded to this.
 inline constexpr std::int64_t kKeyPadding = 8;
 
@@ -48,11 +48,10 @@ struct GroupBuffers {
 };
 
 // scores[key, row] = sum over d of key[key, d] * query[d, row], for keys padded to kKeyPadding.
-// `next` is fetched on the way.
+// The next rows are fetched on the way.
 template <int kVectors>
 HWY_NOINLINE void score_block(const GroupBuffers& group, const float* HWY_RESTRICT keys,
-                              const NextRows& next, std::int64_t num_keys,
-                              std::int64_t head_size_qk) {
+                              Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_qk) {
   constexpr int kKeys = kColumns<kVectors>;
   constexpr std::int64_t kWidth = kVectors * kLanes;
   const LaneTag d;
@@ -64,11 +63,9 @@ HWY_NOINLINE void score_block(const GroupBuffers& group, const float* HWY_RESTRI
     }
     const float* HWY_RESTRICT key = keys + k * head_size_qk;
     const float* HWY_RESTRICT query = group.query;
-    for (std::int64_t start = 0; start < head_size_qk; start += kDimsPerFetch) {
-      const std::int64_t line = start / kDimsPerFetch * kCacheLine;
-      for (int j = 0; line < next.bytes && j < kKeys; ++j) hwy::Prefetch(next.rows[k + j] + line);
-      const std::int64_t stop = std::min(start + kDimsPerFetch, head_size_qk);
-      for (std::int64_t i = start; i < stop; ++i, ++key, query += kWidth) {
+    for (std::int64_t start = 0; start < head_size_qk; start += kDimsPerStep) {
+      fetch.units(kKeys * kDimsPerStep / Fetch::kUnit);
+      for (std::int64_t i = 0; i < kDimsPerStep; ++i, ++key, query += kWidth) {
         LaneVec q[kVectors];
         for (int v = 0; v < kVectors; ++v) q[v] = hn::Load(d, query + v * kLanes);
         HWY_UNROLL(8)
@@ -153,12 +150,12 @@ HWY_NOINLINE void softmax_block(const GroupBuffers& group, std::int64_t num_keys
 }
 
 // acc[c, row] = acc[c, row] * keep[row] + sum over keys of value[key, c] * p[key, row]. Values are
-// stored [head_size_v / 8, kBlockKeys, 8]. A block is summed on its own first, which keeps the
+// stored as value_at says. A block is summed on its own first, which keeps the
 // rounding error of long sequences down.
 template <int kVectors>
 HWY_NOINLINE void accumulate_block(const GroupBuffers& group, const float* HWY_RESTRICT values,
-                                   const NextRows& next, std::int64_t num_keys,
-                                   std::int64_t head_size_v, const float* HWY_RESTRICT keep) {
+                                   Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
+                                   const float* HWY_RESTRICT keep) {
   constexpr int kValues = kColumns<kVectors>;
   constexpr std::int64_t kWidth = kVectors * kLanes;
   const LaneTag d;
@@ -168,12 +165,10 @@ HWY_NOINLINE void accumulate_block(const GroupBuffers& group, const float* HWY_R
     for (auto& row : acc) {
       for (LaneVec& v : row) v = hn::Zero(d);
     }
-    const float* HWY_RESTRICT value = values + (c / 8) * (kBlockKeys * 8) + c % 8;
+    const float* HWY_RESTRICT value = values + value_at(0, c);
     const float* HWY_RESTRICT p = group.scores;
-    const std::int64_t line = c / kValues * kCacheLine;
-    const std::byte* const* fetched = line < next.bytes ? next.rows : nullptr;
-    for (std::int64_t k = 0; k < num_keys; ++k, value += 8, p += kWidth) {
-      if (fetched != nullptr) hwy::Prefetch(fetched[k] + line);
+    for (std::int64_t k = 0; k < num_keys; ++k, value += kValueColumns, p += kWidth) {
+      if (k % (Fetch::kUnit / kValues) == 0) fetch.units(1);
       LaneVec weight[kVectors];
       for (int v = 0; v < kVectors; ++v) weight[v] = hn::Load(d, p + v * kLanes);
       HWY_UNROLL(8)
@@ -208,7 +203,7 @@ HWY_INLINE void accumulate_visible(const GroupBuffers& group, std::int64_t width
         const LaneVec p = hn::Load(d, group.scores + k * width + r);
         const auto hidden = hn::RebindMask(
             d, hn::Eq(hn::BitCast(di, p), hn::Set(di, std::numeric_limits<std::int32_t>::min())));
-        const LaneVec x = hn::Set(d, values[(c / 8) * (kBlockKeys * 8) + k * 8 + c % 8]);
+        const LaneVec x = hn::Set(d, values[value_at(k, c)]);
         sum = hn::IfThenElse(hidden, sum, hn::MulAdd(x, p, sum));
       }
       hn::Store(hn::MulAdd(hn::Load(d, at), hn::Load(d, keep + r), sum), d, at);

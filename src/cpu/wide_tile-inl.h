@@ -15,12 +15,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "core/layout.h"
 #include "core/softmax.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/codec-inl.h"
+#include "cpu/fetch.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes-inl.h"
 #include "cpu/tile_base.h"
@@ -35,7 +35,7 @@ inline constexpr std::int64_t kGroupWidth = kGroupVectors * kLanes;
 // How a wide tile multiplies: in fp32, whatever is stored.
 class Fp32Products {
  public:
-  Fp32Products(const AttendArgs& args, const WideScratch& own) : args_(args), own_(own) {}
+  Fp32Products(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
 
   // One query row, times `scale`, to every `stride`-th element of `to`.
   void load_query(const std::byte* query, float scale, float* to, std::int64_t stride) const {
@@ -52,22 +52,22 @@ class Fp32Products {
   }
 
   template <int kVectors>
-  void score(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
-             std::int64_t /*used*/, float /*scale*/) const {
-    score_block<kVectors>(group, own_.keys, next, rows.count(), args_.cache.head_size_qk);
+  void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+             float /*scale*/) const {
+    score_block<kVectors>(group, own_.keys, fetch, rows.count(), args_.cache.head_size_qk);
   }
 
   template <int kVectors>
-  void accumulate(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
-                  std::int64_t /*used*/) const {
-    accumulate_block<kVectors>(group, own_.values, next, rows.count(), args_.cache.head_size_v,
+  void accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch) const {
+    accumulate_block<kVectors>(group, own_.values, fetch, rows.count(), args_.cache.head_size_v,
                                own_.keep);
   }
 
-  // The same where hidden keys are marked -0 and some value is NaN or infinite.
+  // The same where hidden keys are marked -0 and some value is NaN or infinite; `count`: rows that
+  // are there.
   template <int kVectors>
-  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, const NextRows& /*next*/,
-                         std::int64_t /*used*/) const {
+  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& /*fetch*/,
+                         std::int64_t /*count*/) const {
     accumulate_visible(group, kVectors * kLanes, own_.values, rows.count(), args_.cache.head_size_v,
                        own_.keep);
   }
@@ -86,16 +86,15 @@ class Fp32Products {
   }
 
   bool load_values(const BlockRows& rows) const {
-    const RowTag d;
-    RowVec zeros = hn::Zero(d);  // NaN once an infinity or a NaN was multiplied by zero
+    const LaneTag d;
+    LaneVec zeros = hn::Zero(d);  // NaN once an infinity or a NaN was multiplied by zero
     with_dtype(args_.cache.value.dtype, [&](auto dtype) HWY_ATTR {
       for (std::int64_t k = 0; k < rows.count(); ++k) {
         const std::byte* row = rows.value[static_cast<std::size_t>(k)];
-        for (std::int64_t c = 0; c < args_.cache.head_size_v;
-             c += static_cast<std::int64_t>(hn::MaxLanes(d))) {
-          const RowVec x = load_lanes<decltype(dtype)::value>(d, row, c);
+        for (std::int64_t c = 0; c < args_.cache.head_size_v; c += kLanes) {
+          const LaneVec x = load_padded<decltype(dtype)::value>(d, row, c, args_.cache.head_size_v);
           zeros = hn::MulAdd(x, hn::Zero(d), zeros);
-          hn::StoreU(x, d, own_.values + (c / 8) * (kBlockKeys * 8) + k * 8 + c % 8);
+          hn::StoreU(x, d, own_.values + value_at(k, c));
         }
       }
     });
@@ -103,7 +102,7 @@ class Fp32Products {
   }
 
   const AttendArgs& args_;
-  const WideScratch& own_;
+  const WideBlock& own_;
 };
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
@@ -111,10 +110,7 @@ class Fp32Products {
 // AVX512_BF16. Queries stay as they are and scores are scaled; bf16 keys are read in place.
 class Bf16Products {
  public:
-  Bf16Products(const AttendArgs& args, const WideScratch& own) : args_(args), own_(own) {
-    // Lanes that a tile of up to 8 rows does not use hold numbers, not what the memory held.
-    std::fill_n(own.scores, kBlockKeys * kLanes, 0.0F);
-  }
+  Bf16Products(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
 
   void load_query(const std::byte* query, float /*scale*/, float* to, std::int64_t stride) const {
     for (std::int64_t i = 0; i < args_.cache.head_size_qk / 2; ++i) {
@@ -132,8 +128,7 @@ class Bf16Products {
   }
 
   template <int kVectors>
-  void score(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
-             std::int64_t used, float scale) const {
+  void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
     const std::byte* const* key = rows.key.data();
     std::array<const std::byte*, kBlockKeys> converted;
     if (args_.cache.key.dtype != DType::kBF16) {
@@ -144,34 +139,34 @@ class Bf16Products {
       }
       key = converted.data();
     }
-    bf16_scores({used, kVectors * kLanes}, reinterpret_cast<const std::uint32_t*>(group.query), key,
-                next, rows.count(), args_.cache.head_size_qk, scale, group.scores);
+    bf16_scores(kVectors * kLanes, reinterpret_cast<const std::uint32_t*>(group.query), key, fetch,
+                rows.count(), args_.cache.head_size_qk, scale, group.scores);
   }
 
   template <int kVectors>
-  void accumulate(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
-                  std::int64_t used) const {
+  void accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch) const {
     constexpr std::int64_t kWidth = kVectors * kLanes;
     bf16_weights(kWidth, group.scores, rows.count(), own_.weights);
-    bf16_accumulate({used, kWidth}, own_.weights, values(), next, rows.count(),
-                    args_.cache.head_size_v, own_.keep, group.acc);
+    bf16_accumulate(kWidth, own_.weights, values(), fetch, rows.count(), args_.cache.head_size_v,
+                    own_.keep, group.acc);
   }
 
   // Values that are not finite are left out of the products and then added to the rows that see
   // them, so what hidden slots hold does not change a bit of the other rows.
   template <int kVectors>
-  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, const NextRows& next,
-                         std::int64_t used) const {
+  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                         std::int64_t count) const {
     constexpr std::int64_t kWidth = kVectors * kLanes;
     const KvCacheView& cache = args_.cache;
-    bf16_drop_nonfinite(values(), (rows.count() + 1) / 2 * cache.head_size_v);
-    accumulate<kVectors>(group, rows, next, used);
+    bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()),
+                        (rows.count() + 1) / 2 * 2 * cache.head_size_v);
+    accumulate<kVectors>(group, rows, fetch);
     for (std::int64_t k = 0; k < rows.count(); ++k) {
       for (std::int64_t c = 0; c < cache.head_size_v; ++c) {
         const float x =
             core::load_element(cache.value.dtype, rows.value[static_cast<std::size_t>(k)], c);
         if (std::isfinite(x)) continue;
-        for (std::int64_t r = 0; r < used; ++r) {
+        for (std::int64_t r = 0; r < count; ++r) {
           const float p = group.scores[k * kWidth + r];
           if (core::bits_of(p) == core::bits_of(-0.0F)) continue;
           group.acc[c * kWidth + r] += p * x;
@@ -185,50 +180,63 @@ class Bf16Products {
   std::uint32_t* values() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
 
   const AttendArgs& args_;
-  const WideScratch& own_;
+  const WideBlock& own_;
 };
 #endif
 
+// One KV head of a tile.
 template <class Products>
-class WideTile : TileBase {
+class WideTile : public TileBase {
  public:
-  WideTile(const AttendCall& call, const plan::Piece& piece, std::byte* scratch)
-      : WideTile(call, piece, core::Layout(scratch)) {}
+  using Block = WideBlock;
 
-  void run() {
+  static WideBlock block(core::Layout& take, const KvCacheView& cache) {
+    return {take, kGroupWidth, cache.head_size_qk, cache.head_size_v};
+  }
+
+  WideTile(const AttendCall& call, const plan::Piece& piece, std::int64_t head, const Block& block,
+           core::Layout& take)
+      : TileBase(call, piece, head),
+        width_((num_rows() + kLanes - 1) / kLanes * kLanes),
+        own_(take, width_, args_.cache.head_size_qk, args_.cache.head_size_v),
+        block_(block),
+        products_(args_, block),
+        scale_(query_scale()) {
+    find_rows(width_, own_.rows);
+    rules_ = score_rules();
     load_rows();
-    if (piece_.begin_block < piece_.end_block) {
-      source_.locate(piece_.tile.keys_at(piece_.begin_block), rows_);
+  }
+
+  // Runs the block at hand.
+  void run_block(Fetch& fetch) {
+    const bool finite = products_.load(rows_);
+    const bool all_seen = seen_by_all(rows_.range);
+    for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
+      switch (std::min(width_ - row, kGroupWidth) / kLanes) {
+        case 1:
+          run_group<1>(row, fetch, all_seen, finite);
+          break;
+        case 2:
+          run_group<2>(row, fetch, all_seen, finite);
+          break;
+        default:
+          run_group<kGroupVectors>(row, fetch, all_seen, finite);
+      }
     }
-    for (std::int32_t v = piece_.begin_block; v < piece_.end_block; ++v) {
-      if (v > piece_.begin_block && (v - piece_.begin_block) % kFoldBlocks == 0) fold();
-      const bool more = v + 1 < piece_.end_block;
-      if (more) source_.locate(piece_.tile.keys_at(v + 1), next_);
-      run_block(more);
-      if (more) std::swap(rows_, next_);
-    }
+  }
+
+  void finish() {
     if (folded_any_) fold();
     const float* sums = folded_any_ ? own_.folded : own_.acc;
     const float* max = folded_any_ ? own_.folded_max : own_.max;
     const float* sum = folded_any_ ? own_.folded_sum : own_.sum;
     for (std::int64_t row = 0; row < num_rows(); ++row) {
-      float* acc = destination(row, own_.row);
+      float* acc = destination(row, block_.row);
       for (std::int64_t c = 0; c < args_.cache.head_size_v; ++c) {
         acc[c] = sums[place(row, args_.cache.head_size_v, c)];
       }
       finish_row(row, {max[row], sum[row]}, acc);
     }
-  }
-
- private:
-  WideTile(const AttendCall& call, const plan::Piece& piece, core::Layout take)
-      : TileBase(call, piece),
-        width_((num_rows() + kLanes - 1) / kLanes * kLanes),
-        own_(take, width_, kGroupWidth, args_.cache.head_size_qk, args_.cache.head_size_v),
-        products_(args_, own_),
-        scale_(query_scale()) {
-    find_rows(width_, own_.rows);
-    rules_ = score_rules();
   }
 
   // Moves what was accumulated into the outer sums and starts anew.
@@ -260,6 +268,7 @@ class WideTile : TileBase {
     clear();
   }
 
+ private:
   void clear() {
     std::fill_n(own_.acc, width_ * args_.cache.head_size_v, 0.0F);
     std::fill_n(own_.max, width_, core::kNegInf);
@@ -283,63 +292,37 @@ class WideTile : TileBase {
     }
   }
 
-  // `more`: next_ is the block after this one.
-  void run_block(bool more) {
-    const bool finite = products_.load(rows_);
-    const bool all_seen = seen_by_all(rows_.range);
-    for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
-      const bool fetch = more && row == 0;
-      switch (std::min(width_ - row, kGroupWidth) / kLanes) {
-        case 1:
-          run_group<1>(row, fetch, all_seen, finite);
-          break;
-        case 2:
-          run_group<2>(row, fetch, all_seen, finite);
-          break;
-        default:
-          run_group<kGroupVectors>(row, fetch, all_seen, finite);
-      }
-    }
-  }
-
   template <int kVectors>
-  void run_group(std::int64_t row, bool fetch, bool all_seen, bool finite) {
+  void run_group(std::int64_t row, Fetch& fetch, bool all_seen, bool finite) {
     constexpr std::int64_t kWidth = kVectors * kLanes;
     const KvCacheView& cache = args_.cache;
     const KeyRange range = rows_.range;
     const std::int64_t num_keys = rows_.count();
-    NextRows next_keys;
-    NextRows next_values;
-    if (fetch) {
-      next_keys = {next_.key.data(), cache.head_size_qk * size_of(cache.key.dtype)};
-      next_values = {next_.value.data(), cache.head_size_v * size_of(cache.value.dtype)};
-    }
     GroupBuffers group;
     group.query = own_.query + row * cache.head_size_qk;
     group.acc = own_.acc + row * cache.head_size_v;
-    group.scores = own_.scores;
+    group.scores = block_.scores;
     group.max = own_.max + row;
     group.sum = own_.sum + row;
     group.rows = info_.from(row);
     const std::int64_t count = std::min(kWidth, num_rows() - row);
-    products_.template score<kVectors>(group, rows_, next_keys, count, scale_);
+    products_.template score<kVectors>(group, rows_, fetch, scale_);
     if (rules_.any()) apply_rules(rules_, group, kWidth, range.begin, num_keys);
-    const bool biased = add_qq_bias(range, row, count, own_.scores, kWidth, /*row_stride=*/1);
+    const bool biased = add_qq_bias(range, row, count, block_.scores, kWidth, /*row_stride=*/1);
     if (!all_seen) apply_mask(group, kWidth, range.begin, num_keys);
-    softmax_block<kVectors>(group, num_keys, own_.keep);
+    softmax_block<kVectors>(group, num_keys, block_.keep);
     if (finite || (all_seen && !biased)) {
-      products_.template accumulate<kVectors>(group, rows_, next_values, count);
+      products_.template accumulate<kVectors>(group, rows_, fetch);
     } else {
-      mark_hidden(range, row, count, own_.scores, kWidth, /*row_stride=*/1);
-      products_.template accumulate_marked<kVectors>(group, rows_, next_values, count);
+      mark_hidden(range, row, count, block_.scores, kWidth, /*row_stride=*/1);
+      products_.template accumulate_marked<kVectors>(group, rows_, fetch, count);
     }
   }
 
   std::int64_t width_;  // rows rounded up to whole vectors
   ScoreRules rules_;
-  BlockRows rows_;
-  BlockRows next_;
-  WideScratch own_;
+  WideState own_;
+  Block block_;
   Products products_;
   float scale_;  // of the scores
   bool folded_any_ = false;

@@ -45,7 +45,7 @@ std::int64_t slot_capacity(const PlanKey& key, const ScheduleLimits& limits,
   if (!last) {
     tiles = std::min<std::int64_t>(tiles, (cls.max_seq_rows + cls.tile_rows - 1) / cls.tile_rows);
   }
-  return key.num_kv_heads * pieces * seqs * tiles;
+  return key.num_kv_heads / cls.tile_heads * pieces * seqs * tiles;
 }
 
 detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
@@ -62,7 +62,7 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
     tables.first_partial_row[c] = rows;
     const std::int64_t capacity = slot_capacity(key, limits, maxima, c);
     slots += capacity;
-    rows += capacity * limits.classes[c].tile_rows;
+    rows += capacity * limits.classes[c].tile_rows * limits.classes[c].tile_heads;
     if (slots > std::numeric_limits<std::int32_t>::max()) {
       throw Error(
           ErrorCode::kInvalidArgument,
@@ -167,6 +167,7 @@ std::vector<WorkItem> Plan::work_items(const Batch& batch) const {
         item.worker = w;
         item.seq = piece.seq;
         item.kv_head = piece.tile.kv_head;
+        item.num_kv_heads = piece.tile.num_heads;
         item.first_row = piece.tile.first_row;
         item.num_rows = piece.tile.num_rows;
         item.slot = piece.slot;

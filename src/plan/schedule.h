@@ -79,12 +79,15 @@ DIFFKV_HD inline SeqMask seq_mask(const ScheduleView& view, std::int32_t seq) {
   return mask;
 }
 
-// The rows of one KV head of a sequence, cut into tiles of its class. Depends on the sequence
-// alone.
+// The rows of one KV head of a sequence, cut into tiles of its class, which span so many KV heads.
+// Depends on the sequence alone.
 struct SeqTiles {
   std::int32_t tile_class = 0;
   std::int32_t rows = 0;            // query_len * group
   std::int32_t tiles_per_head = 0;  // 0 if the sequence has no query
+  std::int32_t head_groups = 0;     // num_kv_heads / tile_heads
+
+  DIFFKV_HD std::int32_t count() const { return tiles_per_head * head_groups; }
 };
 
 DIFFKV_HD inline SeqTiles seq_tiles(const ScheduleView& view, std::int32_t query_len) {
@@ -94,15 +97,17 @@ DIFFKV_HD inline SeqTiles seq_tiles(const ScheduleView& view, std::int32_t query
          tiles.rows > view.limits.classes[tiles.tile_class].max_seq_rows) {
     ++tiles.tile_class;
   }
-  const std::int32_t tile_rows = view.limits.classes[tiles.tile_class].tile_rows;
-  tiles.tiles_per_head = tiles.rows > 0 ? (tiles.rows - 1) / tile_rows + 1 : 0;
+  const TileClass& cls = view.limits.classes[tiles.tile_class];
+  tiles.tiles_per_head = tiles.rows > 0 ? (tiles.rows - 1) / cls.tile_rows + 1 : 0;
+  tiles.head_groups = view.num_kv_heads / cls.tile_heads;
   return tiles;
 }
 
 // One tile and the blocks of keys it walks. Blocks are aligned to block_keys; virtual block v of
 // num_blocks is block v below the prefix, then the window's from first_block on.
 struct Tile {
-  std::int32_t kv_head = 0;
+  std::int32_t kv_head = 0;  // the first of num_heads
+  std::int32_t num_heads = 1;
   std::int32_t first_row = 0;
   std::int32_t num_rows = 0;
   RowKeys keys;  // holds every key that a row sees
@@ -138,8 +143,10 @@ DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, cons
   const TileClass& cls = view.limits.classes[tiles.tile_class];
   Tile tile;
   // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): a sequence with a tile has a tile a head
-  tile.kv_head = index / tiles.tiles_per_head;
-  tile.first_row = (index - tile.kv_head * tiles.tiles_per_head) * cls.tile_rows;
+  const std::int32_t head_group = index / tiles.tiles_per_head;
+  tile.kv_head = head_group * cls.tile_heads;
+  tile.num_heads = cls.tile_heads;
+  tile.first_row = (index - head_group * tiles.tiles_per_head) * cls.tile_rows;
   const std::int32_t rest = tiles.rows - tile.first_row;
   tile.num_rows = rest < cls.tile_rows ? rest : cls.tile_rows;
   tile.keys = core::tile_keys(view.mask, seq, tile.first_row / view.group,
@@ -249,8 +256,7 @@ DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
   while (at.seq < view.num_seqs && before(at, stop)) {
     const SeqMask seq = seq_mask(view, at.seq);
     const SeqTiles tiles = seq_tiles(view, seq.query_len);
-    const std::int32_t num_tiles =
-        tiles.tile_class == tile_class ? tiles.tiles_per_head * view.num_kv_heads : 0;
+    const std::int32_t num_tiles = tiles.tile_class == tile_class ? tiles.count() : 0;
     const InvariantCut cut = invariant_cut(view, tiles, seq);
     for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
       Piece piece;
@@ -335,7 +341,7 @@ DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_cla
   if (same_tile(start, stop) && start.block > 0) return;
   const SeqMask seq = seq_mask(view, stop.seq);
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
-  if (stop.tile >= tiles.tiles_per_head * view.num_kv_heads) return;
+  if (stop.tile >= tiles.count()) return;
   Piece piece;
   piece.seq = stop.seq;
   piece.tile_index = stop.tile;
@@ -347,13 +353,15 @@ DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_cla
   fn(static_cast<const Piece&>(piece));
 }
 
-// Row of the partials that holds row `row` of a tile's slot.
+// Row of the partials that holds row `row` of KV head `head`, counted from the tile's first, of a
+// tile's slot.
 DIFFKV_HD inline std::int64_t partial_row(const ScheduleView& view, std::int32_t tile_class,
-                                          std::int32_t slot, std::int64_t row) {
+                                          std::int32_t slot, std::int64_t row,
+                                          std::int64_t head = 0) {
+  const TileClass& cls = view.limits.classes[tile_class];
+  const std::int64_t in_class = slot - view.tables.first_slot[tile_class];
   return view.tables.first_partial_row[tile_class] +
-         std::int64_t{slot - view.tables.first_slot[tile_class]} *
-             view.limits.classes[tile_class].tile_rows +
-         row;
+         (in_class * cls.tile_heads + head) * cls.tile_rows + row;
 }
 
 }  // namespace diffkv::plan

@@ -49,7 +49,7 @@ DIFFKV_HD inline std::int64_t floor_sum(std::int64_t count, std::int64_t divisor
   return sum;
 }
 
-// Costs along one KV head of a sequence.
+// Costs along one KV head of a sequence, or as many as a tile of its class spans.
 class HeadCost {
  public:
   DIFFKV_HD HeadCost(const ScheduleView& view, const SeqMask& seq, const SeqTiles& tiles)
@@ -122,10 +122,10 @@ DIFFKV_HD inline SeqWork seq_work(const ScheduleView& view, std::int32_t seq_ind
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
   SeqWork work;
   work.tile_class = tiles.tile_class;
-  work.cost = view.num_kv_heads * HeadCost(view, seq, tiles).before(tiles.tiles_per_head);
+  work.cost = tiles.head_groups * HeadCost(view, seq, tiles).before(tiles.tiles_per_head);
   if (view.policy == SchedulePolicy::kBatchInvariant) {
     const InvariantCut cut = invariant_cut(view, tiles, seq);
-    if (cut.ranges > 1) work.slots = cut.slots_per_tile * tiles.tiles_per_head * view.num_kv_heads;
+    if (cut.ranges > 1) work.slots = cut.slots_per_tile * tiles.count();
   }
   return work;
 }
@@ -145,7 +145,7 @@ DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_cl
   const SeqMask seq = seq_mask(view, low);
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
   const std::int64_t per_head =
-      quotient(cost_before[low + 1] - cost_before[low], view.num_kv_heads);
+      quotient(cost_before[low + 1] - cost_before[low], tiles.head_groups);
   std::int64_t rest = target - cost_before[low];
   const std::int32_t head = static_cast<std::int32_t>(quotient(rest, per_head));
   rest -= head * per_head;
@@ -176,7 +176,7 @@ DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_cl
   }
   if (at.block >= tile.num_blocks && (at.block > 0 || 2 * rest >= tile_cost(cls, tile))) {
     at = WorkStart{at.seq, at.tile + 1, 0};
-    if (at.tile == tiles.tiles_per_head * view.num_kv_heads) at = WorkStart{at.seq + 1, 0, 0};
+    if (at.tile == tiles.count()) at = WorkStart{at.seq + 1, 0, 0};
   }
   return at;
 }

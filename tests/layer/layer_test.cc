@@ -218,7 +218,7 @@ TEST(Layer, InvariantWorkspaceIsBounded) {
   key.num_kv_heads = 64;
   EXPECT_NE(refusal([&] {
               PlanMaxima huge = maxima;
-              huge.max_seqs = huge.max_tokens = 1 << 22;
+              huge.max_seqs = huge.max_tokens = 1 << 26;
               key.mask.window = 0;
               workspace_bytes(backend.compute(), key, huge);
             }).find("partials"),

@@ -131,7 +131,7 @@ struct Planned {
           const InvariantCut cut = invariant_cut(counted, tiles, seq);
           if (cut.ranges <= 1) continue;
           tables.num_slots +=
-              cut.slots_per_tile * tiles.tiles_per_head * static_cast<int>(key.num_kv_heads);
+              cut.slots_per_tile * tiles.count();
         }
       }
       plan_on_host(key, limits, batch, tables);
@@ -178,7 +178,7 @@ TEST_P(ScheduleTest, WalksEveryBlockOnce) {
     std::size_t expected_tiles = 0;
     for (int s = 0; s < view.num_seqs; ++s) {
       const SeqTiles tiles = seq_tiles(view, seq_mask(view, s).query_len);
-      expected_tiles += static_cast<std::size_t>(tiles.tiles_per_head * view.num_kv_heads);
+      expected_tiles += static_cast<std::size_t>(tiles.count());
     }
     EXPECT_EQ(num_blocks.size(), expected_tiles);
   });

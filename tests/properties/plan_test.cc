@@ -101,14 +101,18 @@ TEST(PlanProperties, EveryRowIsInExactlyOneTile) {
     for (const auto& [id, pieces] : by_tile(planned.items)) {
       const auto& [seq, kv_head, first_row] = id;
       const std::int64_t rows = problem.seqs[at(seq)].query_len * problem.key.group();
-      ASSERT_TRUE(kv_head >= 0 && kv_head < problem.key.num_kv_heads);
+      const std::int64_t heads = pieces.front().num_kv_heads;
+      ASSERT_TRUE(kv_head >= 0 && heads > 0 && kv_head + heads <= problem.key.num_kv_heads);
       ASSERT_TRUE(first_row >= 0 && first_row + pieces.front().num_rows <= rows);
       for (const WorkItem& piece : pieces) {
         ASSERT_EQ(piece.num_rows, pieces.front().num_rows);
+        ASSERT_EQ(piece.num_kv_heads, heads);
         ASSERT_EQ(piece.tile_class, pieces.front().tile_class);
       }
       for (std::int64_t r = 0; r < pieces.front().num_rows; ++r) {
-        ++tiles_of_row[at(seq)][at(kv_head * rows + first_row + r)];
+        for (std::int64_t h = 0; h < heads; ++h) {
+          ++tiles_of_row[at(seq)][at((kv_head + h) * rows + first_row + r)];
+        }
       }
     }
     for (const std::vector<int>& rows : tiles_of_row) {
