@@ -35,13 +35,14 @@ class Parts {
   // The shares after the first that start inside this tile, as for_each_partial walks them.
   __device__ std::int32_t balanced_slots(std::int32_t part) {
     if (part == 0) return piece_.slot;
-    const std::int32_t w = worker_ + part;
+    const plan::Lane lane = plan::lane_of(view_, tile_class_, worker_);
+    const std::int32_t share = lane.share + part;
     const plan::WorkStart* starts = view_.tables.starts[tile_class_];
-    if (w >= view_.limits.classes[tile_class_].workers) return -1;
-    const plan::WorkStart tile{piece_.seq, piece_.tile_index, 0};
-    if (!plan::same_tile(starts[w], tile) || starts[w].block == 0) return -1;
-    if (!plan::before(starts[w], starts[w + 1])) return kNoPart;
-    return view_.tables.first_slot[tile_class_] + 2 * w;
+    if (share >= lane.shares) return -1;
+    const plan::WorkStart tile{piece_.seq, piece_.line_index, 0};
+    if (!plan::same_tile(starts[share], tile) || starts[share].block == 0) return -1;
+    if (!plan::before(starts[share], starts[share + 1])) return kNoPart;
+    return view_.tables.first_slot[tile_class_] + 2 * lane.worker(share);
   }
 
   __device__ std::int32_t invariant_slots(int lane) {

@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
   std::int32_t end = 0;  // of the class's starts, counted over all classes
   for (int c = 0; c < num_classes; ++c) {
     const std::int32_t begin = end;
-    end += view.limits.classes[c].workers + 1;
+    end += plan::num_shares(view.limits.classes[c]) + 1;
     std::int32_t index = thread;
     if (index < begin) index += (begin - index + threads - 1) / threads * threads;
     for (; index < end; index += threads) {
@@ -167,7 +167,8 @@ void plan_on_device(const PlanKey& key, const ScheduleLimits& limits, const Batc
   source.seq_lens_stride = batch.seq_lens.strides[0];
   std::int64_t items = batch.num_seqs;  // that threads share, in one phase or the next
   std::int64_t workers = 0;
-  for (std::int32_t c = 0; c < limits.num_classes; ++c) workers += limits.classes[c].workers + 1;
+  for (std::int32_t c = 0; c < limits.num_classes; ++c)
+    workers += plan::num_shares(limits.classes[c]) + 1;
   items = items > workers ? items : workers;
   const std::int64_t threads = items >= kMostThreads ? kMostThreads : (items + 31) / 32 * 32;
   const auto kernel =

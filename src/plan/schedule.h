@@ -204,10 +204,36 @@ DIFFKV_HD inline std::int32_t invariant_piece_end(const InvariantCut& cut, const
   return tile.blocks_below((range + 1) * cut.blocks_per_range);
 }
 
+// Which line of work, and which share of it, is a worker's. Lane l has the KV heads l, l +
+// head_lanes, ...; all lines cost the same, so that they are cut in the same places.
+struct Lane {
+  std::int32_t lane = 0;
+  std::int32_t share = 0;
+  std::int32_t lanes = 1;
+  std::int32_t shares = 1;
+  std::int32_t heads = 1;  // of a lane
+
+  DIFFKV_HD std::int32_t worker(std::int32_t of_share) const { return of_share * lanes + lane; }
+  DIFFKV_HD std::int32_t kv_head(std::int32_t lane_head) const { return lane_head * lanes + lane; }
+};
+
+DIFFKV_HD inline Lane lane_of(const ScheduleView& view, std::int32_t tile_class,
+                              std::int32_t worker) {
+  const TileClass& cls = view.limits.classes[tile_class];
+  Lane lane;
+  lane.lanes = cls.head_lanes;
+  lane.share = worker / cls.head_lanes;
+  lane.lane = worker - lane.share * cls.head_lanes;
+  lane.shares = cls.workers / cls.head_lanes;
+  lane.heads = view.num_kv_heads / cls.head_lanes;
+  return lane;
+}
+
 // A piece of a tile: virtual blocks [begin_block, end_block).
 struct Piece {
   std::int32_t seq = 0;
   std::int32_t tile_index = 0;  // among the sequence's tiles, head-major
+  std::int32_t line_index = 0;  // among those of its line, as in WorkStart
   Tile tile;
   std::int32_t begin_block = 0;
   std::int32_t end_block = 0;
@@ -240,23 +266,35 @@ DIFFKV_HD inline std::int32_t slot_of(const ScheduleView& view, std::int32_t til
   return view.tables.first_slot[tile_class] + 2 * worker + (piece.first() ? 1 : 0);
 }
 
+// The whole tile that a place of a lane's line is in.
+DIFFKV_HD inline Piece piece_at(const ScheduleView& view, const Lane& lane, const SeqMask& seq,
+                                const SeqTiles& tiles, const WorkStart& at) {
+  Piece piece;
+  piece.seq = at.seq;
+  piece.line_index = at.tile;
+  piece.tile = tile_at(view, seq, tiles, at.tile);
+  const std::int32_t lane_head = piece.tile.kv_head;
+  piece.tile.kv_head = lane.kv_head(lane_head);
+  piece.tile_index = at.tile + (piece.tile.kv_head - lane_head) * tiles.tiles_per_head;
+  piece.end_block = piece.tile.num_blocks;
+  return piece;
+}
+
 // Calls fn(piece) for every piece of a worker's share, in order.
 template <class Fn>
 DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
                               std::int32_t worker, Fn&& fn) {
-  WorkStart at = view.tables.starts[tile_class][worker];
-  const WorkStart stop = view.tables.starts[tile_class][worker + 1];
+  const Lane lane = lane_of(view, tile_class, worker);
+  WorkStart at = view.tables.starts[tile_class][lane.share];
+  const WorkStart stop = view.tables.starts[tile_class][lane.share + 1];
   while (at.seq < view.num_seqs && before(at, stop)) {
     const SeqMask seq = seq_mask(view, at.seq);
     const SeqTiles tiles = seq_tiles(view, seq.query_len);
     const std::int32_t num_tiles =
-        tiles.tile_class == tile_class ? tiles.tiles_per_head * view.num_kv_heads : 0;
+        tiles.tile_class == tile_class ? tiles.tiles_per_head * lane.heads : 0;
     const InvariantCut cut = invariant_cut(view, tiles, seq);
     for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
-      Piece piece;
-      piece.seq = at.seq;
-      piece.tile_index = at.tile;
-      piece.tile = tile_at(view, seq, tiles, at.tile);
+      Piece piece = piece_at(view, lane, seq, tiles, at);
       const std::int32_t share_end = same_tile(at, stop) && stop.block < piece.tile.num_blocks
                                          ? stop.block
                                          : piece.tile.num_blocks;
@@ -285,8 +323,9 @@ inline bool cuts_tiles(const ScheduleLimits& limits, SchedulePolicy policy,
                        const PlanTables& tables) {
   if (policy == SchedulePolicy::kBatchInvariant) return tables.num_slots > 0;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    for (std::int32_t w = 0; w < limits.classes[c].workers; ++w) {
-      if (tables.starts[c][w].block > 0) return true;
+    const TileClass& cls = limits.classes[c];
+    for (std::int32_t share = 0; share < cls.workers / cls.head_lanes; ++share) {
+      if (tables.starts[c][share].block > 0) return true;
     }
   }
   return false;
@@ -309,11 +348,14 @@ DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_clas
     }
     return;
   }
+  const Lane lane = lane_of(view, tile_class, worker);
   const WorkStart* starts = view.tables.starts[tile_class];
-  const WorkStart tile{first.seq, first.tile_index, 0};
-  for (std::int32_t w = worker + 1; w < view.limits.classes[tile_class].workers; ++w) {
-    if (!same_tile(starts[w], tile) || starts[w].block == 0) return;
-    if (before(starts[w], starts[w + 1])) fn(view.tables.first_slot[tile_class] + 2 * w);
+  const WorkStart tile{first.seq, first.line_index, 0};
+  for (std::int32_t share = lane.share + 1; share < lane.shares; ++share) {
+    if (!same_tile(starts[share], tile) || starts[share].block == 0) return;
+    if (before(starts[share], starts[share + 1])) {
+      fn(view.tables.first_slot[tile_class] + 2 * lane.worker(share));
+    }
   }
 }
 
@@ -329,17 +371,15 @@ DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_cla
     return;
   }
   // Only the share's last tile can be cut without having been cut before.
-  const WorkStart start = view.tables.starts[tile_class][worker];
-  const WorkStart stop = view.tables.starts[tile_class][worker + 1];
+  const Lane lane = lane_of(view, tile_class, worker);
+  const WorkStart start = view.tables.starts[tile_class][lane.share];
+  const WorkStart stop = view.tables.starts[tile_class][lane.share + 1];
   if (stop.block == 0 || stop.seq >= view.num_seqs || !before(start, stop)) return;
   if (same_tile(start, stop) && start.block > 0) return;
   const SeqMask seq = seq_mask(view, stop.seq);
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
-  if (stop.tile >= tiles.tiles_per_head * view.num_kv_heads) return;
-  Piece piece;
-  piece.seq = stop.seq;
-  piece.tile_index = stop.tile;
-  piece.tile = tile_at(view, seq, tiles, stop.tile);
+  if (stop.tile >= tiles.tiles_per_head * lane.heads) return;
+  Piece piece = piece_at(view, lane, seq, tiles, stop);
   piece.end_block = stop.block;
   // A mask that changed after planning may have left the tile whole.
   if (stop.block >= piece.tile.num_blocks) return;

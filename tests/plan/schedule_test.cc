@@ -43,7 +43,7 @@ struct Planned {
   PlanTables tables;
 
   explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
-    key.num_kv_heads = uniform(rng, 1, 3);
+    key.num_kv_heads = uniform(rng, 1, 4);
     key.num_heads = key.num_kv_heads * uniform(rng, 1, 5);
     key.head_size_qk = key.head_size_v = 8;
     key.policy = policy;
@@ -94,7 +94,9 @@ struct Planned {
       cls.tile_rows = c == 0 ? 4 : 12;
       cls.max_seq_rows = 4;
       cls.block_keys = 16;
-      cls.workers = uniform(rng, 1, 9);
+      const int divisors = static_cast<int>(key.num_kv_heads);
+      cls.head_lanes = uniform(rng, 0, 1) == 0 ? divisors : divisors % 2 == 0 ? 2 : 1;
+      cls.workers = cls.head_lanes * uniform(rng, 1, 5);
       cls.tile_cost = uniform(rng, 1, 20);
       cls.block_cost = uniform(rng, 1, 10);
       cls.least_cut = uniform(rng, 1, 4);
