@@ -120,6 +120,11 @@ TEST_F(CliTest, MaskOptionsOfPlanThatDoNotGoTogetherAreRefused) {
   expect_refused("plan --seqs 1x1 --chunk-size 4 --chunk-lookback -1", "--chunk-lookback");
   expect_refused("plan --seqs 1x1 --prefix-window -1", "--prefix-window");
   expect_refused("plan --seqs 1x1 --prefix-window 1 --prefix-len -1", "--prefix-len");
+  expect_refused("plan --seqs 1x1 --causal-per-seq yes,maybe", "--causal-per-seq has \"maybe\"");
+  expect_refused("plan --seqs 1x1 --causal-per-seq yes --full", "--full");
+  expect_refused("plan --seqs 1x1 --mm-ranges 8-7", "--mm-ranges has \"8-7\"");
+  expect_refused("plan --seqs 1x1 --mm-ranges 1-9,5-20", "overlap");
+  expect_refused("plan --seqs 1x1 --clamp-mm-ranges", "--clamp-mm-ranges");
 }
 
 TEST_F(CliTest, BadUseOfReplayIsRefused) {
