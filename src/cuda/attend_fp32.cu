@@ -9,6 +9,9 @@ namespace diffkv::cuda {
 namespace {
 
 constexpr int kMostBlocksPerSm = 4;
+// Every GPU runs every head size: the least shared memory of a block is sm_86's.
+constexpr std::int64_t kMostHeadSize = 576;
+static_assert(fp32::shared_bytes(kMostHeadSize, kMostHeadSize) <= 99 * 1024);
 // Costs in steps of 32 keys: finding and writing rows takes about as long as two.
 constexpr std::int32_t kBlockKeys = 64;
 constexpr std::int32_t kBlockCost = 2;

@@ -15,8 +15,10 @@ namespace diffkv::cuda {
 
 inline constexpr int kChunk = 8;  // elements
 
-__host__ __device__ inline float f16_bits_to_float(std::uint32_t bits) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+// As core::f16_to_float; the instruction alone loses the sign and payload of a NaN.
+__device__ inline float f16_bits_to_float(std::uint32_t bits) {
+  const float x = __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+  return x == x ? x : core::f16_to_float(static_cast<std::uint16_t>(bits));
 }
 
 // Elements [i, i + 8) of a row, i a multiple of 8.

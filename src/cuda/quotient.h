@@ -21,12 +21,14 @@ class Divider {
   DIFFKV_HD float operator()(float x) const {
     if (!quick_) return x / scale_;
     // One step of Newton's iteration with a correctly rounded reciprocal gives the correctly
-    // rounded quotient (Markstein) where nothing under- or overflows. It does where the quotient is
-    // below 2^-11, which is zero in fp8 in any case, and where it is huge, infinite or NaN:
-    // there the first guess is good enough.
+    // rounded quotient (Markstein) where nothing under- or overflows. Far below the least fp8 and
+    // far above the largest the first guess is as good, and has the sign of a zero.
     const float guess = x * reciprocal_;
-    const float remainder = std::fma(-guess, scale_, x);
-    return std::fabs(guess) < 0x1p20F ? std::fma(remainder, reciprocal_, guess) : guess;
+    const float size = std::fabs(guess);
+    if (size > 0x1p-30F && size < 0x1p20F) {
+      return std::fma(std::fma(-guess, scale_, x), reciprocal_, guess);
+    }
+    return guess == guess ? guess : x;  // a NaN with its sign
   }
 
  private:

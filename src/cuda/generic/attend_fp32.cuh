@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/mask.h"
 #include "core/softmax.h"
@@ -56,7 +57,7 @@ struct alignas(16) Shared {
 };
 
 // Bytes of shared memory for these head sizes.
-inline std::int64_t shared_bytes(std::int64_t head_size_qk, std::int64_t head_size_v) {
+constexpr std::int64_t shared_bytes(std::int64_t head_size_qk, std::int64_t head_size_v) {
   return static_cast<std::int64_t>(sizeof(Shared)) +
          kRows * (head_size_qk + head_size_v) * static_cast<std::int64_t>(sizeof(float));
 }
