@@ -87,6 +87,11 @@ struct SeqTiles {
   std::int32_t tiles_per_head = 0;  // 0 if the sequence has no query
 };
 
+// a / b of numbers that are not negative, which GPUs divide faster as unsigned ones.
+DIFFKV_HD inline std::int32_t divide(std::int32_t a, std::int32_t b) {
+  return static_cast<std::int32_t>(static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b));
+}
+
 DIFFKV_HD inline SeqTiles seq_tiles(const ScheduleView& view, std::int32_t query_len) {
   SeqTiles tiles;
   tiles.rows = query_len * view.group;
@@ -95,7 +100,7 @@ DIFFKV_HD inline SeqTiles seq_tiles(const ScheduleView& view, std::int32_t query
     ++tiles.tile_class;
   }
   const std::int32_t tile_rows = view.limits.classes[tiles.tile_class].tile_rows;
-  tiles.tiles_per_head = tiles.rows > 0 ? (tiles.rows - 1) / tile_rows + 1 : 0;
+  tiles.tiles_per_head = tiles.rows > 0 ? divide(tiles.rows - 1, tile_rows) + 1 : 0;
   return tiles;
 }
 
@@ -138,19 +143,19 @@ DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, cons
   const TileClass& cls = view.limits.classes[tiles.tile_class];
   Tile tile;
   // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): a sequence with a tile has a tile a head
-  tile.kv_head = index / tiles.tiles_per_head;
+  tile.kv_head = divide(index, tiles.tiles_per_head);
   tile.first_row = (index - tile.kv_head * tiles.tiles_per_head) * cls.tile_rows;
   const std::int32_t rest = tiles.rows - tile.first_row;
   tile.num_rows = rest < cls.tile_rows ? rest : cls.tile_rows;
-  tile.keys = core::tile_keys(view.mask, seq, tile.first_row / view.group,
-                              (tile.first_row + tile.num_rows - 1) / view.group);
+  tile.keys = core::tile_keys(view.mask, seq, divide(tile.first_row, view.group),
+                              divide(tile.first_row + tile.num_rows - 1, view.group));
   tile.block_keys = cls.block_keys;
-  tile.prefix_blocks = (tile.keys.prefix_end + cls.block_keys - 1) / cls.block_keys;
-  tile.first_block = tile.keys.begin / cls.block_keys;
+  tile.prefix_blocks = divide(tile.keys.prefix_end + cls.block_keys - 1, cls.block_keys);
+  tile.first_block = divide(tile.keys.begin, cls.block_keys);
   if (tile.first_block < tile.prefix_blocks) tile.first_block = tile.prefix_blocks;
   std::int32_t window_blocks = 0;
   if (tile.keys.begin < tile.keys.end) {
-    window_blocks = (tile.keys.end + cls.block_keys - 1) / cls.block_keys - tile.first_block;
+    window_blocks = divide(tile.keys.end + cls.block_keys - 1, cls.block_keys) - tile.first_block;
     if (window_blocks < 0) window_blocks = 0;
   }
   tile.num_blocks = tile.prefix_blocks + window_blocks;
@@ -181,13 +186,14 @@ struct InvariantCut {
 
 DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqTiles& tiles,
                                             const SeqMask& seq) {
-  const TileClass& cls = view.limits.classes[tiles.tile_class];
-  std::int64_t length = kLeastInvariantKeys;
-  while (length * cls.invariant_max_pieces < seq.seq_len) length *= 2;
   InvariantCut cut;
-  cut.blocks_per_range = static_cast<std::int32_t>(length / cls.block_keys);
+  if (view.policy != SchedulePolicy::kBatchInvariant) return cut;
+  const TileClass& cls = view.limits.classes[tiles.tile_class];
+  std::int32_t length = kLeastInvariantKeys;  // at most twice seq_len, which is below 2^30
+  while (std::int64_t{length} * cls.invariant_max_pieces < seq.seq_len) length *= 2;
+  cut.blocks_per_range = divide(length, cls.block_keys);
   if (tiles.tiles_per_head > cls.invariant_max_tiles || seq.seq_len <= length) return cut;
-  cut.ranges = static_cast<std::int32_t>((seq.seq_len + length - 1) / length);
+  cut.ranges = divide(seq.seq_len + length - 1, length);
   cut.slots_per_tile = cut.ranges;
   const std::int64_t span = window_span(view.mask, seq.causal, seq.num_mm_ranges > 0, cls);
   if (span > 0 && ranges_reached(span, length) < cut.ranges) {
@@ -316,19 +322,6 @@ DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
     if (at.tile < num_tiles) return;
     at = WorkStart{at.seq + 1, 0, 0};
   }
-}
-
-// Whether any tile is cut, so that there is something to combine. Host tables only.
-inline bool cuts_tiles(const ScheduleLimits& limits, SchedulePolicy policy,
-                       const PlanTables& tables) {
-  if (policy == SchedulePolicy::kBatchInvariant) return tables.num_slots > 0;
-  for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    const TileClass& cls = limits.classes[c];
-    for (std::int32_t share = 0; share < cls.workers / cls.head_lanes; ++share) {
-      if (tables.starts[c][share].block > 0) return true;
-    }
-  }
-  return false;
 }
 
 // Calls fn(slot) for every partial of the tile whose first piece is `first`, found in `worker`'s

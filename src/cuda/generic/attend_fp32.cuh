@@ -98,7 +98,7 @@ __device__ inline void dot(const float* query, const std::byte* key, std::int32_
                            float (&score)[kWarpRows]) {
   for (std::int32_t i = 0; i < head_size; i += kChunk) {
     float x[kChunk];
-    load_chunk(kDType, key, i, x);
+    load_chunk<kDType>(key, i, x);
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       const float4* q = reinterpret_cast<const float4*>(query + r * head_size + i);
