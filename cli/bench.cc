@@ -307,8 +307,9 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto* backend =
       command->add_option("--backend", options->backend, "The backend to time")->type_name("NAME");
   command
-      ->add_option("--seconds", options->seconds,
-                   "Time for the repetitions of one scenario; each gets at least five")
+      ->add_option(
+          "--seconds", options->seconds,
+          "Time for the repetitions of one scenario; each gets at least five, on a GPU twenty")
       ->capture_default_str();
   auto* json = add_output_file(*command, "--json", options->json_file,
                                "Also write everything as JSON to this file");
