@@ -1,7 +1,5 @@
 // The planner on the device: the same arithmetic as plan_on_host, by one thread block. Lengths are
 // in device memory, where nobody could check them: here they are made safe for all later kernels.
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
 
 #include "cuda/device.h"
@@ -72,7 +70,8 @@ __device__ T sum_before(T own, T zero, T* shared, Add&& add, ShuffleUp&& shuffle
 // Copies the lengths into the tables: query_start_loc starts at 0, never falls and ends within
 // max_tokens; seq_lens are within 0 and max_seq_len.
 __device__ void copy_lengths(const PlanSource& source, const detail::PlanTables& tables,
-                             std::int32_t first, std::int32_t last, std::int32_t* shared) {
+                             std::int32_t num_seqs, std::int32_t first, std::int32_t last,
+                             std::int32_t* shared) {
   std::int32_t highest = 0;
   for (std::int32_t s = first; s < last; ++s) {
     const std::int32_t start = source.query_start_loc[(s + 1) * source.query_start_loc_stride];
@@ -91,55 +90,13 @@ __device__ void copy_lengths(const PlanSource& source, const detail::PlanTables&
   if (threadIdx.x == 0) tables.query_start_loc[0] = 0;
 }
 
-// A batch of so many sequences is planned in shared memory.
-constexpr int kFewSeqs = 1024;
-
-// The tables that planning reads again, and the view that leads there.
-struct Shared {
-  alignas(plan::ScheduleView) std::uint32_t view[sizeof(plan::ScheduleView) / 4];
-  std::int64_t cost_before[kMaxTileClasses][kFewSeqs + 1];
-  std::int32_t query_start_loc[kFewSeqs + 1];
-  std::int32_t seq_lens[kFewSeqs];
-  Sums warp_sums[kWarp];
-  std::int32_t warp_highest[kWarp];
-};
-
-// The same view in shared memory, with its own tables if they fit.
-__device__ const plan::ScheduleView& share_view(const plan::ScheduleView& given, Shared& shared) {
-  static_assert(sizeof(plan::ScheduleView) % 4 == 0);
-  const auto* words = reinterpret_cast<const std::uint32_t*>(&given);
-  for (unsigned i = threadIdx.x; i < sizeof(plan::ScheduleView) / 4; i += blockDim.x) {
-    shared.view[i] = words[i];
-  }
-  auto& view = *reinterpret_cast<plan::ScheduleView*>(shared.view);
-  __syncthreads();
-  if (threadIdx.x == 0 && given.num_seqs <= kFewSeqs) {
-    view.tables.query_start_loc = shared.query_start_loc;
-    view.tables.seq_lens = shared.seq_lens;
-    for (int c = 0; c < kMaxTileClasses; ++c) view.tables.cost_before[c] = shared.cost_before[c];
-  }
-  __syncthreads();
-  return view;
-}
-
-__device__ void copy_out(const detail::PlanTables& from, const detail::PlanTables& to,
-                         int num_classes, std::int32_t num_seqs) {
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i <= num_seqs;
-       i += static_cast<std::int32_t>(blockDim.x)) {
-    to.query_start_loc[i] = from.query_start_loc[i];
-    if (i < num_seqs) to.seq_lens[i] = from.seq_lens[i];
-    for (int c = 0; c < num_classes; ++c) to.cost_before[c][i] = from.cost_before[c][i];
-  }
-}
-
 // kThreads: at most so many; fewer leave each more registers.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads)
-    plan_kernel(const __grid_constant__ plan::ScheduleView given,
+    plan_kernel(const __grid_constant__ plan::ScheduleView view,
                 const __grid_constant__ PlanSource source) {
-  __shared__ __align__(16) std::byte memory[sizeof(Shared)];
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const plan::ScheduleView& view = share_view(given, shared);
+  __shared__ Sums warp_sums[kWarp];
+  __shared__ std::int32_t warp_highest[kWarp];
   const detail::PlanTables& tables = view.tables;
   const int num_classes = view.limits.num_classes;
   const auto threads = static_cast<std::int32_t>(blockDim.x);
@@ -149,18 +106,16 @@ __global__ void __launch_bounds__(kThreads)
   const std::int32_t first = min(thread * per_thread, view.num_seqs);
   const std::int32_t last = min(first + per_thread, view.num_seqs);
 
-  copy_lengths(source, tables, first, last, shared.warp_highest);
+  copy_lengths(source, tables, view.num_seqs, first, last, warp_highest);
   __syncthreads();
 
   Sums own{};
   for (std::int32_t s = first; s < last; ++s) {
     const plan::SeqWork work = plan::seq_work(view, s);
+    if (tables.slot_before != nullptr) tables.slot_before[s] = own.slots[work.tile_class];
 #pragma unroll
     for (int c = 0; c < kMaxTileClasses; ++c) {
       if (c == work.tile_class) {
-        if (tables.slot_before != nullptr) {
-          tables.slot_before[s] = tables.first_slot[c] + own.slots[c];
-        }
         own.cost[c] += work.cost;
         own.slots[c] += work.slots;
       }
@@ -168,24 +123,26 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   const Sums before = sum_before(
-      own, Sums{}, shared.warp_sums, [](Sums& a, const Sums& b) { a += b; }, shuffle_up);
+      own, Sums{}, warp_sums, [](Sums& a, const Sums& b) { a += b; }, shuffle_up);
   for (std::int32_t s = first; s < last; ++s) {
 #pragma unroll
     for (int c = 0; c < kMaxTileClasses; ++c) {
       if (c < num_classes) tables.cost_before[c][s + 1] += before.cost[c];
     }
-    if (tables.slot_before == nullptr) continue;
-    const plan::SeqTiles tiles =
-        plan::seq_tiles(view, tables.query_start_loc[s + 1] - tables.query_start_loc[s]);
+    if (tables.slot_before != nullptr) {
+      const plan::SeqTiles tiles =
+          plan::seq_tiles(view, tables.query_start_loc[s + 1] - tables.query_start_loc[s]);
+      std::int32_t base = 0;
 #pragma unroll
-    for (int c = 0; c < kMaxTileClasses; ++c) {
-      if (c == tiles.tile_class) tables.slot_before[s] += before.slots[c];
+      for (int c = 0; c < kMaxTileClasses; ++c) {
+        if (c == tiles.tile_class) base = tables.first_slot[c] + before.slots[c];
+      }
+      tables.slot_before[s] += base;
     }
   }
   if (thread < num_classes) tables.cost_before[thread][0] = 0;
   __syncthreads();
 
-  if (view.num_seqs <= kFewSeqs) copy_out(tables, given.tables, num_classes, view.num_seqs);
   std::int32_t end = 0;  // of the class's starts, counted over all classes
   for (int c = 0; c < num_classes; ++c) {
     const std::int32_t begin = end;
@@ -208,16 +165,14 @@ void plan_on_device(const PlanKey& key, const ScheduleLimits& limits, const Batc
   source.query_start_loc_stride = batch.query_start_loc.strides[0];
   source.seq_lens = static_cast<const std::int32_t*>(batch.seq_lens.data);
   source.seq_lens_stride = batch.seq_lens.strides[0];
-  // Threads share the sequences, then the starts. More than half of the most leave each too few
-  // registers to be worth it for the starts alone.
-  std::int64_t starts = 0;
-  for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    starts += plan::num_shares(limits.classes[c]) + 1;
-  }
-  constexpr std::int64_t kHalf = kMostThreads / 2;
-  std::int64_t threads = std::max(batch.num_seqs, std::min(starts, kHalf));
-  threads = std::min<std::int64_t>((threads + kWarp - 1) / kWarp * kWarp, kMostThreads);
-  const auto kernel = threads <= kHalf ? plan_kernel<kHalf> : plan_kernel<kMostThreads>;
+  std::int64_t items = batch.num_seqs;  // that threads share, in one phase or the next
+  std::int64_t workers = 0;
+  for (std::int32_t c = 0; c < limits.num_classes; ++c)
+    workers += plan::num_shares(limits.classes[c]) + 1;
+  items = items > workers ? items : workers;
+  const std::int64_t threads = items >= kMostThreads ? kMostThreads : (items + 31) / 32 * 32;
+  const auto kernel =
+      threads <= kMostThreads / 2 ? plan_kernel<kMostThreads / 2> : plan_kernel<kMostThreads>;
   kernel<<<1, static_cast<unsigned>(threads), 0, stream>>>(view, source);
   check(cudaGetLastError(), "plan");
 }

@@ -22,13 +22,16 @@ class Divider {
   template <int kCount>
   DIFFKV_HD void all(float (&x)[kCount]) const {
     bool usual = quick_;
-    float quotients[kCount];
+    float guesses[kCount];
     for (int i = 0; i < kCount; ++i) {
-      const float guess = x[i] * reciprocal_;
-      usual = usual && is_usual(guess);
-      quotients[i] = refine(x[i], guess);
+      guesses[i] = x[i] * reciprocal_;
+      usual = usual && is_usual(guesses[i]);
     }
-    for (int i = 0; i < kCount; ++i) x[i] = usual ? quotients[i] : (*this)(x[i]);
+    if (usual) {
+      for (int i = 0; i < kCount; ++i) x[i] = refine(x[i], guesses[i]);
+    } else {
+      for (int i = 0; i < kCount; ++i) x[i] = (*this)(x[i]);
+    }
   }
 
   DIFFKV_HD float operator()(float x) const {

@@ -10,6 +10,7 @@
 #include "cuda/quotient.h"
 #include "cuda/row_io.cuh"
 #include "cuda/stages.h"
+#include "plan/schedule.h"
 
 namespace diffkv::cuda {
 namespace {
@@ -19,14 +20,17 @@ constexpr int kTokens = 4;  // of a thread at a time
 // Resident; so that enough threads wait for memory.
 constexpr int kBlocksPerSm = 3;
 
-// K or V of this step and of the cache.
+// K or V of this step and of the cache. Strides are in bytes.
 struct Plane {
-  RowsParams from;  // [num_tokens, num_kv_heads, head size]
-  std::byte* to;    // [num_blocks, block_size, num_kv_heads, head size]
-  std::int64_t stride_block;
-  std::int64_t stride_token;
-  std::int64_t stride_head;
+  const std::byte* from;  // [num_tokens, num_kv_heads, head size]
+  std::int64_t from_token;
+  std::int64_t from_head;
+  std::byte* to;  // [num_blocks, block_size, num_kv_heads, head size]
+  std::int64_t to_block;
+  std::int64_t to_token;
+  std::int64_t to_head;
   VectorParams scale;
+  DType from_dtype;
   DType to_dtype;
   std::int32_t chunks_per_head;
 };
@@ -38,10 +42,9 @@ struct UpdateParams {
   std::int64_t num_slots;
   std::int64_t capacity;  // slots of the cache
   std::int64_t block_size;
-  std::int32_t block_shift;        // log2(block_size), or -1
-  std::int32_t chunks_per_token;   // of K and V
-  std::int32_t chunks_of_keys;     // of a token
-  std::int32_t threads_per_token;  // a divisor of the block's threads
+  std::int32_t block_shift;       // log2(block_size), or -1
+  std::int32_t chunks_per_token;  // of K and V
+  std::int32_t chunks_of_keys;    // of a token
 };
 
 // A thread's chunk of a token: where it is in token 0 and in slot 0.
@@ -51,27 +54,29 @@ struct Column {
   std::byte* to;
   std::int32_t head;
 
-  __device__ Column(const UpdateParams& p, std::int32_t chunk) {
+  template <DType kFrom, DType kTo>
+  __device__ static Column at(const UpdateParams& p, std::int32_t chunk) {
     const bool is_value = chunk >= p.chunks_of_keys;
     if (is_value) chunk -= p.chunks_of_keys;
-    plane = &p.planes[is_value ? 1 : 0];
-    head = chunk / plane->chunks_per_head;
-    const std::int64_t element = (chunk - head * plane->chunks_per_head) * kChunk;
-    from =
-        plane->from.data + (head * plane->from.stride_head + element) * size_of(plane->from.dtype);
-    to = plane->to + (head * plane->stride_head + element) * size_of(plane->to_dtype);
+    Column column;
+    column.plane = &p.planes[is_value ? 1 : 0];
+    const Plane& plane = *column.plane;
+    column.head = plan::divide(chunk, plane.chunks_per_head);
+    const std::int32_t element = (chunk - column.head * plane.chunks_per_head) * kChunk;
+    column.from = plane.from + column.head * plane.from_head + element * size_of(kFrom);
+    column.to = plane.to + column.head * plane.to_head + element * size_of(kTo);
+    return column;
   }
 };
 
-// The tokens of a thread, kTokens of them.
+// The tokens of a thread, kTokens of them, blockDim.y apart.
 class Tokens {
  public:
-  __device__ explicit Tokens(const UpdateParams& p, std::int32_t lane)
-      : p_(p), step_(static_cast<std::int32_t>(blockDim.x) / p.threads_per_token) {
-    first_ = std::int64_t{blockIdx.x} * step_ * kTokens + lane;
+  __device__ explicit Tokens(const UpdateParams& p) : p_(p) {
+    first_ = std::int64_t{blockIdx.x} * (blockDim.y * kTokens) + threadIdx.y;
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
-      const std::int64_t token = first_ + i * step_;
+      const std::int64_t token = first_ + i * blockDim.y;
       const std::int64_t slot = token < p.num_slots ? p.slot_mapping[token * p.slot_stride] : -1;
       slots_[i] = slot < p.capacity ? slot : -1;
     }
@@ -80,22 +85,18 @@ class Tokens {
   __device__ bool skipped(int i) const { return slots_[i] < 0; }
 
   __device__ const std::byte* from(const Column& column, int i) const {
-    const RowsParams& rows = column.plane->from;
-    return column.from + (first_ + i * step_) * rows.stride_token * size_of(rows.dtype);
+    return column.from + (first_ + i * blockDim.y) * column.plane->from_token;
   }
 
   __device__ std::byte* to(const Column& column, int i) const {
     const std::int64_t block =
         p_.block_shift >= 0 ? slots_[i] >> p_.block_shift : slots_[i] / p_.block_size;
     const std::int64_t offset = slots_[i] - block * p_.block_size;
-    const Plane& plane = *column.plane;
-    return column.to +
-           (block * plane.stride_block + offset * plane.stride_token) * size_of(plane.to_dtype);
+    return column.to + block * column.plane->to_block + offset * column.plane->to_token;
   }
 
  private:
   const UpdateParams& p_;
-  std::int32_t step_;
   std::int64_t first_;
   std::int64_t slots_[kTokens];  // -1: skipped
 };
@@ -104,14 +105,12 @@ class Tokens {
 template <DType kFrom, DType kTo>
 __global__ void __launch_bounds__(kMostThreads, kBlocksPerSm)
     update_kernel(const __grid_constant__ UpdateParams p) {
-  const auto thread = static_cast<std::int32_t>(threadIdx.x);
-  const std::int32_t lane = thread / p.threads_per_token;
-  const Tokens tokens(p, lane);
-  for (std::int32_t chunk = static_cast<std::int32_t>(blockIdx.y) * p.threads_per_token + thread -
-                            lane * p.threads_per_token;
-       chunk < p.chunks_per_token;
-       chunk += static_cast<std::int32_t>(gridDim.y) * p.threads_per_token) {
-    const Column column(p, chunk);
+  const Tokens tokens(p);
+  // Long tokens are several blocks', in blockIdx.y.
+  const auto step = static_cast<std::int32_t>(gridDim.y * blockDim.x);
+  for (auto chunk = static_cast<std::int32_t>(blockIdx.y * blockDim.x + threadIdx.x);
+       chunk < p.chunks_per_token; chunk += step) {
+    const Column column = Column::at<kFrom, kTo>(p, chunk);
     Chunk<static_cast<int>(size_of(kFrom))> chunks[kTokens];
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
@@ -171,12 +170,17 @@ Kernel kernel_of(DType from, DType to) {
 
 Plane plane_of(const ConstTensorView& from, const KvPlane& to, const ConstTensorView& scale) {
   Plane plane{};
-  plane.from = rows_params(from);
+  const std::int64_t from_bytes = size_of(from.dtype);
+  const std::int64_t to_bytes = size_of(to.dtype);
+  plane.from = static_cast<const std::byte*>(from.data);
+  plane.from_token = from.strides[0] * from_bytes;
+  plane.from_head = from.strides[1] * from_bytes;
   plane.to = static_cast<std::byte*>(to.data);
-  plane.stride_block = to.stride_block;
-  plane.stride_token = to.stride_token;
-  plane.stride_head = to.stride_head;
+  plane.to_block = to.stride_block * to_bytes;
+  plane.to_token = to.stride_token * to_bytes;
+  plane.to_head = to.stride_head * to_bytes;
   plane.scale = vector_params(scale);
+  plane.from_dtype = from.dtype;
   plane.to_dtype = to.dtype;
   plane.chunks_per_head = static_cast<std::int32_t>(from.shape[2] / kChunk);
   return plane;
@@ -187,19 +191,17 @@ void launch(UpdateParams p, bool keys, bool values, std::int64_t num_heads, cuda
   const std::int64_t of_values = values ? num_heads * p.planes[1].chunks_per_head : 0;
   p.chunks_of_keys = static_cast<std::int32_t>(of_keys);
   p.chunks_per_token = static_cast<std::int32_t>(of_keys + of_values);
-  // Short tokens share a block; long ones are several blocks'.
+  // Short tokens share a block, long ones are several blocks'.
+  constexpr std::int64_t kMostAcross = 65535;
   const std::int64_t across = (p.chunks_per_token + kMostThreads - 1) / kMostThreads;
   const std::int64_t per_token = (p.chunks_per_token + across - 1) / across;
-  const std::int64_t tokens_at_once = std::max<std::int64_t>(kMostThreads / per_token, 1);
-  p.threads_per_token = static_cast<std::int32_t>(per_token);
-  const std::int64_t per_block = tokens_at_once * kTokens;
-  constexpr std::int64_t kMostAcross = 65535;
+  const std::int64_t tokens = std::max<std::int64_t>(kMostThreads / per_token, 1);
+  const std::int64_t per_block = tokens * kTokens;
   const dim3 grid(static_cast<unsigned>((p.num_slots + per_block - 1) / per_block),
                   static_cast<unsigned>(std::min(across, kMostAcross)));
+  const dim3 block(static_cast<unsigned>(per_token), static_cast<unsigned>(tokens));
   const Plane& plane = p.planes[keys ? 0 : 1];
-  kernel_of(
-      plane.from.dtype,
-      plane.to_dtype)<<<grid, static_cast<unsigned>(tokens_at_once * per_token), 0, stream>>>(p);
+  kernel_of(plane.from_dtype, plane.to_dtype)<<<grid, block, 0, stream>>>(p);
   check(cudaGetLastError(), "update_cache");
 }
 

@@ -87,8 +87,10 @@ struct SeqTiles {
   std::int32_t tiles_per_head = 0;  // 0 if the sequence has no query
 };
 
-// a / b of numbers that are not negative, which GPUs divide faster as unsigned ones.
+// a / b of numbers that are not negative, which GPUs divide faster as unsigned ones; most quotients
+// of decode are 0.
 DIFFKV_HD inline std::int32_t divide(std::int32_t a, std::int32_t b) {
+  if (a < b) return 0;
   return static_cast<std::int32_t>(static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b));
 }
 

@@ -17,6 +17,7 @@ DIFFKV_HD inline std::int64_t tile_cost(const TileClass& cls, const Tile& tile) 
 
 // a / b; most numbers here are small, and GPUs divide those several times faster.
 DIFFKV_HD inline std::int64_t quotient(std::int64_t a, std::int64_t b) {
+  if (a < b) return 0;
   if (((a | b) >> 32) == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
   return a / b;
 }
