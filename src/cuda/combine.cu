@@ -86,17 +86,22 @@ template <int kVectors>
 struct Columns {
   float4 x[kVectors];
 
-  __device__ void scale_and_add(float keep, float add, const float* row, int lane,
-                                std::int32_t size) {
+  __device__ void load(const float* row, int lane, std::int32_t size) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const std::int32_t column = (i * kWarp + lane) * kVector;
-      if (column >= size) continue;
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(row + column));
-      x[i].x = x[i].x * keep + part.x * add;
-      x[i].y = x[i].y * keep + part.y * add;
-      x[i].z = x[i].z * keep + part.z * add;
-      x[i].w = x[i].w * keep + part.w * add;
+      x[i] = column < size ? __ldcg(reinterpret_cast<const float4*>(row + column))
+                           : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+    }
+  }
+
+  __device__ void scale_and_add(float keep, float add, const Columns& part) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      x[i].x = x[i].x * keep + part.x[i].x * add;
+      x[i].y = x[i].y * keep + part.x[i].y * add;
+      x[i].z = x[i].z * keep + part.x[i].z * add;
+      x[i].w = x[i].w * keep + part.x[i].w * add;
     }
   }
 };
@@ -132,15 +137,31 @@ __device__ void combine_row(const AttendKernelParams& p, std::int32_t tile_class
     const float weighted = own.sum != own.sum ? own.sum : own.sum * weight;
     float sum = state.sum != state.sum ? state.sum : state.sum * keep;
     float kept = keep;
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) {
-      sum += __shfl_sync(kAllLanes, weighted, i);
-      const float add = __shfl_sync(kAllLanes, weight, i);
-      const std::int64_t at = __shfl_sync(kAllLanes, own_row, i);
-      if (__shfl_sync(kAllLanes, slot, i) < 0) continue;
-      acc.scale_and_add(kept, add, tables.partial_acc + at * tables.partial_stride, lane,
-                        p.head_size_v);
-      kept = 1.0F;
+    // Parts' rows are loaded several at a time: one after another, each would cost the latency of
+    // memory.
+    constexpr int kBatch = kVectors == 1 ? 8 : kVectors == 2 ? 4 : 2;
+    for (int i = 0; i < count; i += kBatch) {
+      Columns<kVectors> rows[kBatch];
+      float add[kBatch];
+      bool there[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int source = min(i + j, kWarp - 1);
+        const std::int64_t at = __shfl_sync(kAllLanes, own_row, source);
+        const std::int32_t slot_there = __shfl_sync(kAllLanes, slot, source);
+        there[j] = i + j < count && slot_there >= 0;
+        add[j] = __shfl_sync(kAllLanes, weight, source);
+        const float sum_there = __shfl_sync(kAllLanes, weighted, source);
+        if (i + j < count) sum += sum_there;
+        rows[j].load(tables.partial_acc + at * tables.partial_stride, lane,
+                     there[j] ? p.head_size_v : 0);
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (!there[j]) continue;
+        acc.scale_and_add(kept, add[j], rows[j]);
+        kept = 1.0F;
+      }
     }
     state.max = max;
     state.sum = sum;
@@ -157,20 +178,32 @@ __device__ void combine_row(const AttendKernelParams& p, std::int32_t tile_class
   }
 }
 
-// Block (worker of all classes, rows of its tile).
+// Blocks that share the rows of one tile: all classes are launched, whatever work they have, so a
+// block must be worth its start.
+constexpr int kMostRowBlocks = 8;
+__host__ __device__ std::int32_t row_blocks(const TileClass& cls) {
+  const std::int32_t blocks = (cls.tile_rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  return blocks < kMostRowBlocks ? blocks : kMostRowBlocks;
+}
+
+// Block: worker of all classes, part of its tile's rows.
 template <int kVectors>
 __global__ void __launch_bounds__(kWarp* kRowsPerBlock)
     combine_kernel(const __grid_constant__ AttendKernelParams p) {
-  auto worker = static_cast<std::int32_t>(blockIdx.x);
+  auto block = static_cast<std::int32_t>(blockIdx.x);
   std::int32_t tile_class = 0;
-  while (worker >= p.schedule.limits.classes[tile_class].workers) {
-    worker -= p.schedule.limits.classes[tile_class++].workers;
+  std::int32_t parts = row_blocks(p.schedule.limits.classes[0]);
+  while (block >= p.schedule.limits.classes[tile_class].workers * parts) {
+    block -= p.schedule.limits.classes[tile_class++].workers * parts;
+    parts = row_blocks(p.schedule.limits.classes[tile_class]);
   }
+  const std::int32_t worker = block / parts;
+  const std::int32_t part = block - worker * parts;
   const auto warp = static_cast<std::int32_t>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   plan::for_each_cut_tile(p.schedule, tile_class, worker, [&](const plan::Piece& first) {
-    for (std::int32_t row = static_cast<std::int32_t>(blockIdx.y) * kRowsPerBlock + warp;
-         row < first.tile.num_rows; row += static_cast<std::int32_t>(gridDim.y) * kRowsPerBlock) {
+    for (std::int32_t row = part * kRowsPerBlock + warp; row < first.tile.num_rows;
+         row += parts * kRowsPerBlock) {
       combine_row<kVectors>(p, tile_class, worker, first, row, lane);
     }
   });
@@ -181,19 +214,15 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock)
 void combine(const AttendKernelParams& params, cudaStream_t stream) {
   const ScheduleLimits& limits = params.schedule.limits;
   if (params.schedule.tables.num_slots == 0) return;
-  std::int32_t workers = 0;
-  std::int32_t rows = 1;
+  std::int32_t blocks = 0;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    workers += limits.classes[c].workers;
-    rows = limits.classes[c].tile_rows > rows ? limits.classes[c].tile_rows : rows;
+    blocks += limits.classes[c].workers * row_blocks(limits.classes[c]);
   }
-  const dim3 grid(static_cast<unsigned>(workers),
-                  static_cast<unsigned>((rows + kRowsPerBlock - 1) / kRowsPerBlock));
   const std::int32_t vectors = (params.head_size_v + kWarp * kVector - 1) / (kWarp * kVector);
   const auto kernel = vectors == 1   ? combine_kernel<1>
                       : vectors == 2 ? combine_kernel<2>
                                      : combine_kernel<5>;  // 576 and less
-  kernel<<<grid, kWarp * kRowsPerBlock, 0, stream>>>(params);
+  kernel<<<static_cast<unsigned>(blocks), kWarp * kRowsPerBlock, 0, stream>>>(params);
   check(cudaGetLastError(), "combine");
 }
 
