@@ -9,6 +9,7 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bench/harness/compare.h"
@@ -16,6 +17,7 @@
 #include "bench/harness/run.h"
 #include "bench/harness/scenario.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/output.h"
 #include "diffkv/backend.h"
 #include "diffkv/error.h"
@@ -39,6 +41,10 @@ constexpr const char* kFooter =
     "product that stays in the caches. A decode nears 100 % of the first, a long prefill of the\n"
     "second; nothing reaches both.\n"
     "\n"
+    "On a GPU each stage is recorded as a CUDA graph and launched from cold caches, and timed by\n"
+    "the GPU's clock. `floor` is the time of one launch that only reads the scenario's bytes and\n"
+    "writes its output, the fastest of several ways, in the same run.\n"
+    "\n"
     "`spread` is the width of the middle half of the times, as a share of the median. A run on a\n"
     "machine that was busy says so at its end: repeat it before believing it.\n"
     "\n"
@@ -52,6 +58,7 @@ constexpr const char* kFooter =
     "  diffkv bench --scenario 'decode_*' --json before.json\n"
     "  diffkv bench --scenario 'decode_*' --against before.json\n"
     "  diffkv bench --from after-1.json after-2.json --against before-1.json before-2.json\n"
+    "  diffkv bench --backend cuda --scenario gpu_decode\n"
     "  diffkv bench --list\n"
     "\n"
     "Exit codes: 0 every scenario was right, 1 a scenario was wrong, 2 bad use or input.";
@@ -88,12 +95,13 @@ bench::RunResult read_results(const std::vector<std::string>& paths) {
   return bench::best_of(runs);
 }
 
-std::vector<bench::Scenario> chosen_scenarios(const Options& options) {
+// Those for the backend of that name, "": for any.
+std::vector<bench::Scenario> chosen_scenarios(const Options& options, std::string_view backend) {
   const auto all =
       options.scenarios_file.empty()
           ? bench::parse_scenarios(bench::embedded_scenarios(), "bench/scenarios.json")
           : bench::parse_scenarios(read_file(options.scenarios_file), options.scenarios_file);
-  return bench::select_scenarios(all, options.scenario);
+  return bench::select_scenarios(all, options.scenario, backend);
 }
 
 std::string time_text(double seconds) {
@@ -142,14 +150,49 @@ Table result_table(const bench::RunResult& run) {
   return table;
 }
 
+// Of a device: what it takes to move the bytes, measured for each scenario.
+Table device_table(const bench::RunResult& run) {
+  Table table({{"scenario"},
+               {"verified", kRight},
+               {"floor us", kRight},
+               {"median us", kRight},
+               {"/ floor", kRight},
+               {"spread", kRight},
+               {"GB/s", kRight},
+               {"TFLOP/s", kRight},
+               {"plan us", kRight},
+               {"update us", kRight},
+               {"noisy"}});
+  const auto microseconds = [](double seconds) { return fmt::format("{:.1f}", seconds * 1e6); };
+  for (const bench::ScenarioResult& result : run.scenarios) {
+    if (result.attend.repetitions == 0) {
+      table.add_row({result.name, verified_text(result)});
+      continue;
+    }
+    const double median = result.attend.median_s;
+    const double floor = run.read_floor_s(result);
+    table.add_row({result.name, verified_text(result), microseconds(floor), microseconds(median),
+                   fmt::format("{:.3f}", median / floor), percent(result.attend.spread()),
+                   fmt::format("{:.0f}", result.bytes / median / 1e9),
+                   fmt::format("{:.1f}", result.flops / median / 1e12),
+                   microseconds(result.plan.median_s), microseconds(result.update.median_s),
+                   run.is_noisy(result) ? "*" : ""});
+  }
+  return table;
+}
+
 void print_result(const bench::RunResult& run) {
   fmt::print("backend  {}\nmachine  {}, {} threads, {} of last-level cache\n", run.description,
              run.machine.cpu, run.machine.threads,
              human_bytes(static_cast<double>(run.machine.last_level_bytes)));
-  fmt::print("limits   read {:.1f} GB/s ({} buffer), fp32 GEMM {:.1f} GFLOP/s\n\n",
-             run.read_rate / 1e9, human_bytes(static_cast<double>(run.flush_bytes)),
-             run.gemm_rate() / 1e9);
-  fmt::print("{}", result_table(run).text());
+  if (run.device) {
+    fmt::print("limits   read {:.0f} GB/s (1 GiB in one launch)\n\n{}", run.read_rate / 1e9,
+               device_table(run).text());
+  } else {
+    fmt::print("limits   read {:.1f} GB/s ({} buffer), fp32 GEMM {:.1f} GFLOP/s\n\n{}",
+               run.read_rate / 1e9, human_bytes(static_cast<double>(run.flush_bytes)),
+               run.gemm_rate() / 1e9, result_table(run).text());
+  }
   for (const bench::ScenarioResult& result : run.scenarios) {
     if (!result.supported) {
       fmt::print("\nnot supported: {}: {}\n", result.name, result.kernel);
@@ -222,20 +265,24 @@ int run(const Options& options) {
                 fmt::format("--seconds is {}, expected 0 to 3600", options.seconds));
   }
   if (options.list) {
-    print_list(chosen_scenarios(options));
+    print_list(chosen_scenarios(options, options.backend));
     return kExitRight;
   }
   // Read before the run, so that a file that cannot be compared with is refused at once.
   bench::RunResult before;
   if (!options.against.empty()) before = read_results(options.against);
+  std::vector<NamedFile> files{{"--json", options.json_file},
+                               {"--scenarios", options.scenarios_file}};
+  for (const std::string& path : options.against) files.push_back({"--against", path});
+  refuse_same_file(files);
   OutputFile json_file(options.json_file);
   bench::RunResult now;
   if (!options.from.empty()) {
     now = read_results(options.from);
   } else {
-    const std::vector<bench::Scenario> scenarios = chosen_scenarios(options);
-    now = bench::run(find_backend(options.backend), scenarios, {.seconds = options.seconds},
-                     progress(scenarios));
+    const Backend& backend = find_backend(options.backend);
+    const std::vector<bench::Scenario> scenarios = chosen_scenarios(options, backend.name());
+    now = bench::run(backend, scenarios, {.seconds = options.seconds}, progress(scenarios));
   }
   print_result(now);
   if (json_file.given()) json_file.commit(bench::to_json(now));
@@ -260,17 +307,16 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto* backend =
       command->add_option("--backend", options->backend, "The backend to time")->type_name("NAME");
   command
-      ->add_option("--seconds", options->seconds,
-                   "Time for the repetitions of one scenario; each gets at least five")
+      ->add_option(
+          "--seconds", options->seconds,
+          "Time for the repetitions of one scenario; each gets at least five, on a GPU twenty")
       ->capture_default_str();
-  auto* json =
-      command
-          ->add_option("--json", options->json_file, "Also write everything as JSON to this file")
-          ->type_name("FILE");
-  command->add_option("--against", options->against, "Compare with these files of earlier --json")
-      ->type_name("FILE");
-  command->add_option("--from", options->from, "Run nothing, show these files of earlier --json")
-      ->type_name("FILE")
+  auto* json = add_output_file(*command, "--json", options->json_file,
+                               "Also write everything as JSON to this file");
+  add_input_files(*command, "--against", options->against,
+                  "Compare with these files of earlier --json");
+  add_input_files(*command, "--from", options->from,
+                  "Run nothing, show these files of earlier --json")
       ->excludes(scenario)
       ->excludes(file)
       ->excludes(backend)

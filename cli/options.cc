@@ -41,14 +41,21 @@ std::filesystem::path identity_of(const std::string& path) {
   return (missing ? absolute.parent_path() : folder) / absolute.filename();
 }
 
+// Refuses an empty name of a file when it is parsed.
+std::string not_empty(const std::string& name) {
+  return name.empty() ? "expected the name of a file, got an empty one" : "";
+}
+
 }  // namespace
 
 CLI::Option* add_output_file(CLI::App& command, const std::string& flag, std::string& path,
                              const std::string& help) {
-  const auto not_empty = [](const std::string& name) {
-    return name.empty() ? std::string("expected the name of a file, got an empty one") : "";
-  };
   return command.add_option(flag, path, help)->type_name("FILE")->check(not_empty);
+}
+
+CLI::Option* add_input_files(CLI::App& command, const std::string& flag,
+                             std::vector<std::string>& paths, const std::string& help) {
+  return command.add_option(flag, paths, help)->type_name("FILE")->check(not_empty);
 }
 
 CLI::Validator whole_number(std::int64_t least, std::int64_t most) {

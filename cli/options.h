@@ -16,6 +16,10 @@ namespace diffkv::cli {
 CLI::Option* add_output_file(CLI::App& command, const std::string& flag, std::string& path,
                              const std::string& help);
 
+// Likewise for any number of files to read.
+CLI::Option* add_input_files(CLI::App& command, const std::string& flag,
+                             std::vector<std::string>& paths, const std::string& help);
+
 // Accepts whole numbers from `least` to `most`; the help says which.
 CLI::Validator whole_number(std::int64_t least, std::int64_t most);
 

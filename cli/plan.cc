@@ -1,9 +1,7 @@
 // `diffkv plan`: the schedule of a batch.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -15,6 +13,7 @@
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/plan_report.h"
+#include "cli/planned_batch.h"
 #include "diffkv/diffkv.h"
 #include "replay/model.h"
 
@@ -36,11 +35,9 @@ constexpr const char* kFooter =
     "  diffkv plan --seqs '1x8192*64,2048x8192' --model mimo-v2-flash --tp 8 --layer window\n"
     "  diffkv plan --seqs 512x512 --num-heads 40 --num-kv-heads 40 --head-size-qk 96 "
     "--head-size-v 64 --items\n"
+    "  diffkv plan --seqs '300x300,1x4096' --window 128 --mm-ranges 20-150,160-290\n"
     "\n"
     "Exit codes: 0 right, 2 bad use or input.";
-
-// Tiles that a plan may have and still be listed in memory.
-constexpr std::int64_t kMaxTiles = std::int64_t{1} << 24;
 
 struct Options {
   std::string seqs;
@@ -52,7 +49,9 @@ struct Options {
   std::string query_dtype = "bf16";
   std::string kv_cache_dtype = "auto";
   bool full_attention = false;
-  std::int32_t prefix_len = 0;
+  MaskSpec mask;
+  std::string causal_per_seq;
+  std::string mm_ranges;
   std::string policy = "balanced";
   bool items = false;
   std::string json_file;
@@ -86,6 +85,8 @@ PlanKey key_of(const Options& options) {
     key.mask.window = static_cast<std::int32_t>(kind.window);
   }
   key.mask.causal = !options.full_attention;
+  key.causal_per_seq = !options.causal_per_seq.empty();
+  key.mm_ranges = !options.mm_ranges.empty();
   key.query_dtype = parse_dtype_option("--dtype", options.query_dtype,
                                        {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3});
   key.key_dtype = parse_dtype_option("--kv-cache-dtype", options.kv_cache_dtype, cache_dtypes(),
@@ -96,74 +97,17 @@ PlanKey key_of(const Options& options) {
   return key;
 }
 
-// The batch of a command line, its plan and the memory they live in.
-class PlannedBatch {
- public:
-  PlannedBatch(const Backend& backend, const PlanKey& key, const std::vector<SeqLengths>& seqs,
-               std::int32_t prefix_len)
-      : query_start_loc_{0} {
-    for (const SeqLengths& seq : seqs) {
-      query_start_loc_.push_back(query_start_loc_.back() + seq.query_len);
-      seq_lens_.push_back(seq.seq_len);
-      maxima.max_seq_len = std::max<std::int64_t>(maxima.max_seq_len, seq.seq_len);
-    }
-    prefix_lens_.assign(seqs.size(), prefix_len);
-    batch.num_seqs = static_cast<std::int64_t>(seqs.size());
-    batch.num_actual_tokens = query_start_loc_.back();
-    batch.query_start_loc = view_of(query_start_loc_.data(), {batch.num_seqs + 1});
-    batch.seq_lens = view_of(seq_lens_.data(), {batch.num_seqs});
-    if (key.mask.prefix_window > 0) {
-      batch.prefix_lens = view_of(prefix_lens_.data(), {batch.num_seqs});
-    }
-    maxima.max_seqs = batch.num_seqs;
-    maxima.max_tokens = batch.num_actual_tokens;
-    bytes = workspace_bytes(backend, key, maxima);
-    refuse_too_many_tiles(backend.limits(key), key, seqs);
-    const Device device{backend.device_type(), 0};
-    workspace_ = Workspace(backend.allocate(bytes, device),
-                           [&backend, device](void* data) { backend.deallocate(data, device); });
-    plan = make_plan(backend, key, maxima, batch,
-                     TensorView(workspace_.get(), DType::kU8, {bytes}, device));
-  }
-  PlannedBatch(const PlannedBatch&) = delete;
-  PlannedBatch& operator=(const PlannedBatch&) = delete;
-
-  Batch batch;
-  PlanMaxima maxima;
-  std::int64_t bytes = 0;  // of workspace
-  Plan plan;
-
- private:
-  static void refuse_too_many_tiles(const ScheduleLimits& limits, const PlanKey& key,
-                                    const std::vector<SeqLengths>& seqs) {
-    std::int64_t least_rows = limits.classes[0].tile_rows;
-    for (std::int32_t c = 1; c < limits.num_classes; ++c) {
-      least_rows = std::min<std::int64_t>(least_rows, limits.classes[c].tile_rows);
-    }
-    std::int64_t tiles = 0;
-    for (const SeqLengths& seq : seqs) {
-      tiles += (seq.query_len * key.group() / least_rows + 1) * key.num_kv_heads;
-      if (tiles <= kMaxTiles) continue;
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("--seqs makes more than {} tiles, too many to list", kMaxTiles));
-    }
-  }
-
-  using Workspace = std::unique_ptr<void, std::function<void(void*)>>;
-
-  std::vector<std::int32_t> query_start_loc_;
-  std::vector<std::int32_t> seq_lens_;
-  std::vector<std::int32_t> prefix_lens_;
-  Workspace workspace_;
-};
-
 void run(const Options& options) {
   OutputFile json_file(options.json_file);
   const std::vector<SeqLengths> seqs = parse_batch(options.seqs);
   const PlanKey key = key_of(options);
   const Backend& backend = find_backend(options.backend);
-  const PlannedBatch planned(backend, key, seqs, options.prefix_len);
-  const PlanReport report(planned.plan, planned.batch, planned.bytes, options.items);
+  MaskSpec mask = options.mask;
+  if (key.causal_per_seq) mask.causal = parse_causal(options.causal_per_seq);
+  if (key.mm_ranges) mask.mm_ranges = parse_ranges(options.mm_ranges);
+  const PlannedBatch planned(backend, key, seqs, mask);
+  const PlanReport report(planned.plan(), planned.batch(), planned.workspace_bytes(),
+                          options.items);
   fmt::print("{}", report.text());
   if (json_file.given()) json_file.commit(json_text(report.json()));
 }
@@ -222,9 +166,9 @@ void add_mask_options(CLI::App& command, CLI::Option* model, Options& options) {
         ->type_name("INT")
         ->group("The mask");
   };
-  command.add_flag("--full", options.full_attention, "Full attention, not causal")
-      ->excludes(model)
-      ->group("The mask");
+  auto* full = command.add_flag("--full", options.full_attention, "Full attention, not causal")
+                   ->excludes(model)
+                   ->group("The mask");
   auto* window =
       number("--window", mask.window, 1, "Sliding window; with --full in both directions")
           ->excludes(model);
@@ -236,8 +180,26 @@ void add_mask_options(CLI::App& command, CLI::Option* model, Options& options) {
                             ->excludes(model)
                             ->excludes(window)
                             ->excludes(chunk);
-  number("--prefix-len", options.prefix_len, 0, "The prefix of every sequence")
+  number("--prefix-len", options.mask.prefix_len, 0, "The prefix of every sequence")
       ->needs(prefix_window);
+  command
+      .add_option("--causal-per-seq", options.causal_per_seq,
+                  "Whether each sequence is causal, in turn and again from the first on: yes,no")
+      ->type_name("LIST")
+      ->excludes(full)
+      ->group("The mask");
+  auto* ranges =
+      command
+          .add_option("--mm-ranges", options.mm_ranges,
+                      "Multimodal ranges of every sequence, FIRST-LAST with commas between")
+          ->type_name("LIST")
+          ->group("The mask");
+  command
+      .add_flag("--clamp-mm-ranges", mask.clamp_mm_ranges,
+                "Inside a range a row sees back only as far as its window")
+      ->needs(ranges)
+      ->needs(window)
+      ->group("The mask");
 }
 
 }  // namespace

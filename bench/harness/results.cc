@@ -54,6 +54,7 @@ Json scenario_json(const RunResult& run, const ScenarioResult& result) {
   json["plan"] = timing_json(result.plan);
   json["update"] = timing_json(result.update);
   json["read_bytes_per_s"] = result.read_rate;
+  if (result.floor_s > 0) json["floor_s"] = result.floor_s;
   json["read_floor_s"] = run.read_floor_s(result);
   json["gemm_floor_s"] = run.gemm_floor_s(result);
   return json;
@@ -79,6 +80,7 @@ ScenarioResult read_scenario(const Json& json) {
   if (json.contains("plan")) result.plan = read_timing(json.at("plan"));
   if (json.contains("update")) result.update = read_timing(json.at("update"));
   result.read_rate = json.value("read_bytes_per_s", 0.0);
+  result.floor_s = json.value("floor_s", 0.0);
   return result;
 }
 
@@ -86,6 +88,7 @@ RunResult read_run(const Json& json) {
   RunResult run;
   run.backend = json.value("backend", "");
   run.description = json.value("description", "");
+  run.device = json.value("device", false);
   run.date = json.value("date", "");
   run.seconds = json.value("seconds", 0.0);
   if (const auto it = json.find("machine"); it != json.end()) {
@@ -111,6 +114,7 @@ std::string to_json(const RunResult& result) {
   Json json = {{"format", kFormat},
                {"backend", result.backend},
                {"description", result.description},
+               {"device", result.device},
                {"date", result.date},
                {"seconds", result.seconds},
                {"machine",

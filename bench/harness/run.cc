@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 
 #include "bench/harness/flush.h"
+#include "bench/harness/meter.h"
 #include "bench/harness/workload.h"
-#include "diffkv/error.h"
 
 namespace diffkv::bench {
 namespace {
@@ -30,16 +31,18 @@ std::string describe_layer(const Scenario& s) {
   return text;
 }
 
-void time_scenario(Workload& workload, Flush& flush, const RunOptions& options,
-                   ScenarioResult& result) {
+void time_scenario(Workload& workload, Meter& meter, const RunOptions& options,
+                   const Scenario& scenario, ScenarioResult& result) {
   const Repetitions side{.least = kSideRepetitions, .most = kSideRepetitions};
-  result.plan = time_cold(flush, side, [&] { workload.make_plan(); });
-  result.update = time_cold(flush, side, [&] { workload.update_cache(); });
-  result.attend = time_cold(flush, {.seconds = options.seconds}, [&] { workload.attend(); });
-  result.read_rate = flush.take_median_rate();
+  result.plan = meter.time(side, [&] { workload.make_plan(); });
+  result.update = meter.time(side, [&] { workload.update_cache(); });
+  result.attend = meter.time({.seconds = options.seconds}, [&] { workload.attend(); });
+  result.read_rate = meter.take_read_rate();
+  result.floor_s =
+      meter.floor_s(scenario.bytes() - scenario.output_bytes(), scenario.output_bytes());
 }
 
-ScenarioResult run_scenario(const Backend& backend, const Scenario& scenario, Flush& flush,
+ScenarioResult run_scenario(const device::Session& session, const Scenario& scenario, Meter& meter,
                             const RunOptions& options) {
   ScenarioResult result;
   result.name = scenario.name;
@@ -47,16 +50,40 @@ ScenarioResult run_scenario(const Backend& backend, const Scenario& scenario, Fl
   result.layer = describe_layer(scenario);
   result.bytes = scenario.bytes();
   result.flops = scenario.flops();
-  const Support support = backend.supports(Workload::problem_of(scenario));
+  const Support support = session.backend().supports(Workload::problem_of(scenario));
   result.supported = support.ok;
   result.kernel = support.ok ? support.kernel : support.reason;
   if (!result.supported) return result;
-  Workload workload(backend, scenario);
+  Workload workload(session, scenario);
   result.verification = workload.verify();
-  if (result.verification.ok()) {
-    time_scenario(workload, flush, options, result);
-  }
+  if (result.verification.ok()) time_scenario(workload, meter, options, scenario, result);
   return result;
+}
+
+// With the rates of the host's memory and arithmetic beside.
+void run_on_host(const device::Session& session, const std::vector<Scenario>& scenarios,
+                 const RunOptions& options, const OnScenario& on_scenario, RunResult& result) {
+  Flush flush(result.machine);
+  const std::unique_ptr<Meter> meter = host_meter(flush);
+  result.flush_bytes = flush.bytes();
+  result.gemm_rate_before = measure_gemm_rate();
+  for (std::size_t i = 0; i < scenarios.size(); ++i) {
+    on_scenario(i);
+    result.scenarios.push_back(run_scenario(session, scenarios[i], *meter, options));
+  }
+  result.read_rate = flush.best_rate();
+  result.gemm_rate_after = measure_gemm_rate();
+}
+
+void run_on_device(device::Session& session, const std::vector<Scenario>& scenarios,
+                   const RunOptions& options, const OnScenario& on_scenario, RunResult& result) {
+  const std::unique_ptr<Meter> meter = device_meter(session);
+  result.device = true;
+  result.read_rate = session.measure_read_rate();
+  for (std::size_t i = 0; i < scenarios.size(); ++i) {
+    on_scenario(i);
+    result.scenarios.push_back(run_scenario(session, scenarios[i], *meter, options));
+  }
 }
 
 }  // namespace
@@ -68,6 +95,7 @@ bool RunResult::all_right() const {
 }
 
 double RunResult::read_floor_s(const ScenarioResult& result) const {
+  if (result.floor_s > 0) return result.floor_s;
   return read_rate > 0 ? result.bytes / read_rate : 0.0;
 }
 
@@ -136,33 +164,25 @@ std::vector<std::string> RunResult::noise() const {
   return found;
 }
 
-RunResult run(const Backend& backend, const std::vector<Scenario>& scenarios,
+RunResult run(device::Session& session, const std::vector<Scenario>& scenarios,
               const RunOptions& options, const OnScenario& on_scenario) {
-  if (const Support available = backend.available(); !available) {
-    throw Error(ErrorCode::kUnavailable,
-                fmt::format("backend {} is not available: {}", backend.name(), available.reason));
-  }
-  if (backend.device_type() != DeviceType::kCpu) {
-    throw Error(ErrorCode::kUnavailable,
-                fmt::format("backend {} does not compute in host memory, which bench needs",
-                            backend.name()));
-  }
   RunResult result;
-  result.backend = backend.name();
-  result.description = backend.description();
+  result.backend = session.backend().name();
+  result.description = session.backend().description();
   result.machine = this_machine();
   result.date = utc_now();
   result.seconds = options.seconds;
-  Flush flush(result.machine);
-  result.flush_bytes = flush.bytes();
-  result.gemm_rate_before = measure_gemm_rate();
-  for (std::size_t i = 0; i < scenarios.size(); ++i) {
-    on_scenario(i);
-    result.scenarios.push_back(run_scenario(backend, scenarios[i], flush, options));
+  if (session.cold_reads() == nullptr) {
+    run_on_host(session, scenarios, options, on_scenario, result);
+  } else {
+    run_on_device(session, scenarios, options, on_scenario, result);
   }
-  result.read_rate = flush.best_rate();
-  result.gemm_rate_after = measure_gemm_rate();
   return result;
+}
+
+RunResult run(const Backend& backend, const std::vector<Scenario>& scenarios,
+              const RunOptions& options, const OnScenario& on_scenario) {
+  return run(*device::open_session(backend), scenarios, options, on_scenario);
 }
 
 }  // namespace diffkv::bench

@@ -9,6 +9,7 @@
 #include "bench/harness/machine.h"
 #include "bench/harness/scenario.h"
 #include "bench/harness/timing.h"
+#include "device/session.h"
 #include "diffkv/backend.h"
 
 namespace diffkv::bench {
@@ -41,11 +42,14 @@ struct ScenarioResult {
   Timing plan;
   Timing update;
   double read_rate = 0.0;  // median bytes / s of reading memory, between the repetitions
+  // On a device: seconds of one launch that only reads and writes as many bytes. 0: not measured.
+  double floor_s = 0.0;
 };
 
 struct RunResult {
   std::string backend;      // name
   std::string description;  // of the backend, for people
+  bool device = false;      // computed in memory of its own and timed by its own clock
   Machine machine;
   std::string date;  // UTC, ISO 8601
   double seconds = 0.0;
@@ -59,7 +63,7 @@ struct RunResult {
     return gemm_rate_before > gemm_rate_after ? gemm_rate_before : gemm_rate_after;
   }
   bool all_right() const;
-  // Seconds that the machine needs only to read the bytes, or only for the flops.
+  // Seconds that the machine needs only to move the bytes, or only for the flops (0: not known).
   double read_floor_s(const ScenarioResult& result) const;
   double gemm_floor_s(const ScenarioResult& result) const;
   // Whether the scenario's times vary widely, or memory was slow meanwhile.
@@ -74,9 +78,13 @@ struct RunResult {
 // Called before each scenario with its index.
 using OnScenario = std::function<void(std::size_t)>;
 
-// Before each repetition all threads read a buffer far beyond the caches, so that keys, values and
-// queries come from memory; the rate of those reads is the read floor. Throws Error if the backend
-// cannot run here or does not compute in host memory.
+// On the host all threads read a buffer far beyond the caches before each repetition, so that keys,
+// values and queries come from memory; the rate of those reads is the read floor. On a device work
+// is recorded and launched from cold caches, and the floor is a launch that only moves the
+// scenario's bytes. Throws Error if memory is lacking.
+RunResult run(device::Session& session, const std::vector<Scenario>& scenarios,
+              const RunOptions& options, const OnScenario& on_scenario);
+// The same in a session of its own. Throws Error if the backend cannot run here.
 RunResult run(const Backend& backend, const std::vector<Scenario>& scenarios,
               const RunOptions& options, const OnScenario& on_scenario);
 

@@ -139,6 +139,7 @@ void read_layer(Fields& fields, Scenario& scenario) {
   fields.dtype("dtype", scenario.dtype);
   scenario.kv_dtype = scenario.dtype;
   fields.dtype("kv_dtype", scenario.kv_dtype);
+  scenario.backend = fields.text("backend", "");
   const std::string policy = fields.text("policy", "balanced");
   scenario.window = static_cast<std::int32_t>(window);
   if (policy != "balanced" && policy != "batch_invariant") {
@@ -244,6 +245,10 @@ double Scenario::bytes() const {
                                           size_of(dtype));
 }
 
+double Scenario::output_bytes() const {
+  return static_cast<double>(num_tokens() * num_heads * head_size_v * size_of(dtype));
+}
+
 double Scenario::flops() const {
   double pairs = 0;
   for (const Seq& seq : seqs) pairs += visible_pairs(seq, window);
@@ -300,19 +305,21 @@ std::vector<Scenario> parse_scenarios(std::string_view text, std::string_view wh
 }
 
 std::vector<Scenario> select_scenarios(const std::vector<Scenario>& scenarios,
-                                       const std::string& pattern) {
+                                       const std::string& pattern, std::string_view backend) {
   const auto matches = [&](const std::string& text) {
     return fnmatch(pattern.c_str(), text.c_str(), 0) == 0;
   };
   std::vector<Scenario> selected;
   std::vector<std::string> names;
   for (const Scenario& scenario : scenarios) {
+    if (!backend.empty() && !scenario.backend.empty() && scenario.backend != backend) continue;
     names.push_back(scenario.name);
     if (pattern.empty() || matches(scenario.name) ||
         std::any_of(scenario.tags.begin(), scenario.tags.end(), matches)) {
       selected.push_back(scenario);
     }
   }
+  if (names.empty()) fail(fmt::format("no scenario is for backend {}", backend));
   if (selected.empty()) {
     fail(fmt::format("--scenario is \"{}\", which matches no name and no tag; there are: {}",
                      pattern, fmt::join(names, ", ")));

@@ -33,6 +33,7 @@ struct Scenario {
   std::int32_t window = 0;        // 0: full attention
   bool sinks = false;
   SchedulePolicy policy = SchedulePolicy::kBalanced;
+  std::string backend;  // the only one that it is for; "": every one
 
   PlanKey key() const;
   std::int64_t num_tokens() const;  // query rows
@@ -43,6 +44,8 @@ struct Scenario {
   double kv_bytes() const;
   // The same and queries in and output out.
   double bytes() const;
+  // Of the output alone.
+  double output_bytes() const;
   // Multiplications and additions of the visible (row, key) pairs, all heads.
   double flops() const;
 };
@@ -58,9 +61,9 @@ std::vector<Scenario> parse_scenarios(std::string_view text, std::string_view wh
 // The text of bench/scenarios.json, as built in.
 std::string_view embedded_scenarios();
 
-// The scenarios whose name or one of whose tags matches the pattern (the shell's *, ? and [...]);
-// "" matches all. Throws Error that lists the names if none does.
+// The scenarios for that backend ("": for any) whose name or one of whose tags matches the pattern
+// (the shell's *, ? and [...]); "" matches all. Throws Error that lists the names if none does.
 std::vector<Scenario> select_scenarios(const std::vector<Scenario>& scenarios,
-                                       const std::string& pattern);
+                                       const std::string& pattern, std::string_view backend);
 
 }  // namespace diffkv::bench

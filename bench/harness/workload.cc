@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <iterator>
 #include <numeric>
 #include <random>
+#include <utility>
 
-#include "diffkv/cache.h"
 #include "diffkv/error.h"
 #include "verify/codec.h"
 #include "verify/compare.h"
@@ -50,33 +50,21 @@ constexpr std::int64_t kStepOffset = 5;
 
 }  // namespace
 
-Workload::Workload(const Backend& backend, const Scenario& scenario)
-    : backend_(backend),
+Workload::Workload(const device::Session& session, const Scenario& scenario)
+    : session_(session),
       scenario_(scenario),
       key_(scenario.key()),
       maxima_{.max_tokens = scenario.num_tokens(),
               .max_seqs = static_cast<std::int64_t>(scenario.seqs.size()),
               .max_seq_len = scenario.max_seq_len()},
       inputs_(make_inputs(scenario)),
+      mirror_(session.backend()),
       kv_scale_(is_fp8(scenario.kv_dtype) ? kFp8Scale : 1.0F) {
   make_cache();
   make_batch();
-  std::mt19937_64 random(kSeed);
-  std::normal_distribution<float> normal;
-  sinks_.resize(static_cast<std::size_t>(scenario.num_heads));
-  for (float& sink : sinks_) sink = normal(random);
-  params_.scale = 1.0F / std::sqrt(static_cast<float>(scenario.head_size_qk));
-  if (scenario.sinks) params_.sinks = view_of(sinks_.data(), {scenario.num_heads});
-
-  const std::int64_t tokens = scenario.num_tokens();
-  const std::int64_t output_elements = tokens * scenario.num_heads * scenario.head_size_v;
-  output_memory_ = allocate(output_elements * size_of(scenario.dtype));
-  args_.output = TensorView(output_memory_.get(), scenario.dtype,
-                            {tokens, scenario.num_heads, scenario.head_size_v});
-  args_.query = inputs_.query(kStepOffset, tokens);
-  const std::int64_t bytes = workspace_bytes(backend_, key_, maxima_);
-  workspace_memory_ = allocate(bytes);
-  workspace_ = TensorView(workspace_memory_.get(), DType::kU8, {bytes});
+  make_sinks();
+  place();
+  make_outputs();
   write_context();
 }
 
@@ -91,10 +79,42 @@ Problem Workload::problem_of(const Scenario& scenario) {
   return problem;
 }
 
-Workload::Memory Workload::allocate(std::int64_t bytes) const {
-  Memory memory(backend_.allocate(std::max<std::int64_t>(bytes, 1), Device{}), Free{&backend_});
-  std::memset(memory.get(), 0xff, static_cast<std::size_t>(bytes));
+device::Memory Workload::allocate(std::int64_t bytes) const {
+  device::Memory memory(session_.backend(), bytes);
+  memory.fill(0xff, session_.stream());
   return memory;
+}
+
+void Workload::make_sinks() {
+  std::mt19937_64 random(kSeed);
+  std::normal_distribution<float> normal;
+  sinks_.resize(static_cast<std::size_t>(scenario_.num_heads));
+  for (float& sink : sinks_) sink = normal(random);
+  host_params_.scale = 1.0F / std::sqrt(static_cast<float>(scenario_.head_size_qk));
+  if (scenario_.sinks) host_params_.sinks = view_of(sinks_.data(), {scenario_.num_heads});
+}
+
+void Workload::place() {
+  const auto add = [&](auto& values) {
+    if (!values.empty()) mirror_.add(values.data(), std::ssize(values) * sizeof(values[0]));
+  };
+  mirror_.add(inputs_.data(), inputs_.bytes());
+  mirror_.add(&kv_scale_, sizeof(kv_scale_));
+  add(sinks_);
+  add(query_start_loc_);
+  add(seq_lens_);
+  add(block_table_);
+  add(kv_start_);
+  add(slot_mapping_);
+  mirror_.upload(session_.stream());
+  const std::int64_t tokens = scenario_.num_tokens();
+  host_args_.query = inputs_.query(kStepOffset, tokens);
+  params_ = mirror_.on_device(host_params_);
+  args_.query = mirror_.on_device(host_args_.query);
+  args_.batch = mirror_.on_device(host_args_.batch);
+  new_key_ = mirror_.on_device(inputs_.key(kStepOffset, tokens));
+  new_value_ = mirror_.on_device(inputs_.value(kStepOffset, tokens));
+  slots_ = mirror_.on_device(view_of(std::as_const(slot_mapping_).data(), {tokens}));
 }
 
 void Workload::make_cache() {
@@ -105,45 +125,66 @@ void Workload::make_cache() {
     capacity_ += (seq.seq_len + page - 1) / page * page;
   }
   // Of contiguous keys, one page that holds all of them.
-  const KvCacheSpec spec{.block_size = dense ? capacity_ : page,
-                         .num_kv_heads = scenario_.num_kv_heads,
-                         .head_size_qk = scenario_.head_size_qk,
-                         .head_size_v = scenario_.head_size_v,
-                         .dtype = scenario_.kv_dtype};
-  const std::int64_t pages = dense ? 1 : capacity_ / page;
-  cache_memory_ = allocate(spec.page_stride_bytes() * pages);
-  written_ = spec.view(cache_memory_.get(), pages);
-  page_order_.resize(static_cast<std::size_t>(pages));
+  spec_ = {.block_size = dense ? capacity_ : page,
+           .num_kv_heads = scenario_.num_kv_heads,
+           .head_size_qk = scenario_.head_size_qk,
+           .head_size_v = scenario_.head_size_v,
+           .dtype = scenario_.kv_dtype};
+  num_pages_ = dense ? 1 : capacity_ / page;
+  page_order_.resize(static_cast<std::size_t>(num_pages_));
   std::iota(page_order_.begin(), page_order_.end(), 0);
   std::mt19937_64 random(kSeed);
   std::shuffle(page_order_.begin(), page_order_.end(), random);
-  if (is_fp8(scenario_.kv_dtype)) {
-    written_.k_scale = view_of(&kv_scale_, {1});
-    written_.v_scale = view_of(&kv_scale_, {1});
-  }
-  args_.cache = written_;
-  if (!dense) return;
+}
+
+KvCacheView Workload::written_view(void* data, Device device) const {
+  KvCacheView view = spec_.view(data, num_pages_, device);
+  if (!is_fp8(scenario_.kv_dtype)) return view;
+  view.k_scale = view_of(&kv_scale_, {1});
+  if (device.type != DeviceType::kCpu) view.k_scale = mirror_.on_device(view.k_scale);
+  view.v_scale = view.k_scale;
+  return view;
+}
+
+KvCacheView Workload::read_view(const KvCacheView& written) const {
+  if (scenario_.block_size != 0) return written;
   const auto rows_of = [&](const KvPlane& plane, std::int64_t size) {
-    ConstTensorView view(plane.data, plane.dtype, {capacity_, scenario_.num_kv_heads, size});
+    ConstTensorView view(plane.data, plane.dtype, {capacity_, scenario_.num_kv_heads, size},
+                         written.device);
     view.strides[0] = plane.stride_token;
     view.strides[1] = plane.stride_head;
     return view;
   };
-  args_.cache = KvCacheView::dense_tokens(rows_of(written_.key, scenario_.head_size_qk),
-                                          rows_of(written_.value, scenario_.head_size_v));
-  args_.cache.k_scale = written_.k_scale;
-  args_.cache.v_scale = written_.v_scale;
+  KvCacheView view = KvCacheView::dense_tokens(rows_of(written.key, scenario_.head_size_qk),
+                                               rows_of(written.value, scenario_.head_size_v));
+  view.k_scale = written.k_scale;
+  view.v_scale = written.v_scale;
+  return view;
+}
+
+void Workload::make_outputs() {
+  const std::int64_t tokens = scenario_.num_tokens();
+  cache_memory_ = allocate(spec_.page_stride_bytes() * num_pages_);
+  written_ = written_view(cache_memory_.data(), session_.device());
+  args_.cache = read_view(written_);
+  output_memory_ = allocate(static_cast<std::int64_t>(scenario_.output_bytes()));
+  args_.output =
+      TensorView(output_memory_.data(), scenario_.dtype,
+                 {tokens, scenario_.num_heads, scenario_.head_size_v}, session_.device());
+  const std::int64_t bytes = workspace_bytes(session_.backend(), key_, maxima_);
+  workspace_memory_ = allocate(bytes);
+  workspace_ = TensorView(workspace_memory_.data(), DType::kU8, {bytes}, session_.device());
 }
 
 std::int64_t Workload::slot_of(std::int64_t seq, std::int64_t position) const {
   const std::int64_t token = first_token_[static_cast<std::size_t>(seq)] + position;
-  const std::int64_t page = written_.block_size;
+  const std::int64_t page = spec_.block_size;
   return page_order_[static_cast<std::size_t>(token / page)] * page + token % page;
 }
 
 void Workload::make_batch() {
   const auto num_seqs = static_cast<std::int64_t>(scenario_.seqs.size());
-  const std::int64_t page = written_.block_size;
+  const std::int64_t page = spec_.block_size;
   const std::int64_t max_blocks = (scenario_.max_seq_len() + page - 1) / page;
   query_start_loc_ = {0};
   // Entries past a sequence's last block are far out of range: reading one shows.
@@ -161,7 +202,7 @@ void Workload::make_batch() {
           static_cast<std::int32_t>(slot_of(s, j) / page);
     }
   }
-  Batch& batch = args_.batch;
+  Batch& batch = host_args_.batch;
   batch.num_seqs = num_seqs;
   batch.num_actual_tokens = scenario_.num_tokens();
   batch.query_start_loc = view_of(query_start_loc_.data(), {num_seqs + 1});
@@ -177,41 +218,67 @@ void Workload::write_context() {
   std::vector<std::int64_t> slots;
   for (std::size_t s = 0; s < scenario_.seqs.size(); ++s) {
     const std::int64_t context = scenario_.seqs[s].seq_len - scenario_.seqs[s].query_len;
-    const auto seq = static_cast<std::int64_t>(s);
-    for (std::int64_t j = 0; j < context; j += kChunk) {
-      const std::int64_t n = std::min(kChunk, context - j);
-      slots.clear();
-      for (std::int64_t i = 0; i < n; ++i) slots.push_back(slot_of(seq, j + i));
-      const std::int64_t offset = input_offset(seq, j);
-      diffkv::update_cache(backend_, inputs_.key(offset, n), inputs_.value(offset, n), written_,
-                           view_of(slots.data(), {n}));
+    for (std::int64_t j = 0; j < context; ++j) {
+      slots.push_back(slot_of(static_cast<std::int64_t>(s), j));
     }
   }
+  if (slots.empty()) return;
+  device::Mirror mirror(session_.backend());
+  mirror.add(slots.data(), std::ssize(slots) * size_of(DType::kI64));
+  mirror.upload(session_.stream());
+  const std::int64_t* next = slots.data();
+  for (std::size_t s = 0; s < scenario_.seqs.size(); ++s) {
+    const std::int64_t context = scenario_.seqs[s].seq_len - scenario_.seqs[s].query_len;
+    for (std::int64_t j = 0; j < context; j += kChunk) {
+      const std::int64_t n = std::min(kChunk, context - j);
+      const std::int64_t offset = input_offset(static_cast<std::int64_t>(s), j);
+      diffkv::update_cache(session_.backend(), mirror_.on_device(inputs_.key(offset, n)),
+                           mirror_.on_device(inputs_.value(offset, n)), written_,
+                           mirror.on_device(view_of(next, {n})), session_.stream());
+      next += n;
+    }
+  }
+  session_.synchronize();  // before the slots' memory goes
 }
 
 void Workload::update_cache() {
-  const std::int64_t tokens = scenario_.num_tokens();
-  diffkv::update_cache(backend_, inputs_.key(kStepOffset, tokens),
-                       inputs_.value(kStepOffset, tokens), written_,
-                       view_of(slot_mapping_.data(), {tokens}));
+  diffkv::update_cache(session_.backend(), new_key_, new_value_, written_, slots_,
+                       session_.stream());
 }
 
 void Workload::make_plan() {
-  plan_ = diffkv::make_plan(backend_, key_, maxima_, args_.batch, workspace_);
+  plan_ = diffkv::make_plan(session_.backend(), key_, maxima_, args_.batch, workspace_,
+                            session_.stream());
 }
 
-void Workload::attend() { diffkv::attend(backend_, params_, args_, plan_); }
+void Workload::attend() {
+  diffkv::attend(session_.backend(), params_, args_, plan_, session_.stream());
+}
 
-std::string Workload::check_stored() const {
+AttendArgs Workload::host_image(std::vector<std::byte>& cache,
+                                std::vector<std::byte>& output) const {
+  cache.resize(static_cast<std::size_t>(cache_memory_.bytes()));
+  output.resize(static_cast<std::size_t>(output_memory_.bytes()));
+  cache_memory_.download(cache.data(), cache_memory_.bytes(), 0, session_.stream());
+  output_memory_.download(output.data(), output_memory_.bytes(), 0, session_.stream());
+  session_.synchronize();
+  AttendArgs image = host_args_;
+  image.cache = read_view(written_view(cache.data(), {}));
+  image.output = args_.output;
+  image.output.data = output.data();
+  image.output.device = {};
+  return image;
+}
+
+std::string Workload::check_stored(const KvCacheView& cache) const {
   const std::int64_t tokens = scenario_.num_tokens();
   const ConstTensorView key = inputs_.key(kStepOffset, tokens);
   const ConstTensorView value = inputs_.value(kStepOffset, tokens);
   const auto differs = [&](const KvPlane& plane, const ConstTensorView& from, std::int64_t token,
                            std::int64_t head) {
     const std::int64_t slot = slot_mapping_[static_cast<std::size_t>(token)];
-    const std::int64_t at = slot / written_.block_size * plane.stride_block +
-                            slot % written_.block_size * plane.stride_token +
-                            head * plane.stride_head;
+    const std::int64_t at = slot / cache.block_size * plane.stride_block +
+                            slot % cache.block_size * plane.stride_token + head * plane.stride_head;
     const std::int64_t given = token * from.strides[0] + head * from.strides[1];
     for (std::int64_t d = 0; d < from.shape[2]; ++d) {
       const double x = verify::load(from.data, from.dtype, given + d);
@@ -224,8 +291,8 @@ std::string Workload::check_stored() const {
   };
   for (std::int64_t token = 0; token < tokens; ++token) {
     for (std::int64_t head = 0; head < scenario_.num_kv_heads; ++head) {
-      const bool key_differs = differs(written_.key, key, token, head);
-      if (key_differs || differs(written_.value, value, token, head)) {
+      const bool key_differs = differs(cache.key, key, token, head);
+      if (key_differs || differs(cache.value, value, token, head)) {
         return fmt::format("the {} of token {}, KV head {}, is not in the cache as it was given",
                            key_differs ? "key" : "value", token, head);
       }
@@ -242,16 +309,19 @@ Verification Workload::verify() {
     update_cache();
     make_plan();
     attend();
+    session_.synchronize();
   } catch (const Error& error) {
     result.what = error.what();
     return result;
   }
-  const verify::RowsCheck rows =
-      verify::check_rows(key_, params_, args_, tolerance, kVerifyWork, kSeed);
+  std::vector<std::byte> cache;
+  std::vector<std::byte> output;
+  const verify::RowsCheck rows = verify::check_rows(key_, host_params_, host_image(cache, output),
+                                                    tolerance, kVerifyWork, kSeed);
   result.rows = rows.rows;
   result.wrong = rows.wrong;
   result.worst_error = rows.worst_error;
-  result.what = rows.wrong > 0 ? rows.what : check_stored();
+  result.what = rows.wrong > 0 ? rows.what : check_stored(written_view(cache.data(), {}));
   return result;
 }
 

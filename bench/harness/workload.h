@@ -1,16 +1,18 @@
-// A scenario in memory: cache, tensors, plan; and the stages run on it.
+// A scenario in a backend's memory: cache, tensors, plan; and the stages run on it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "bench/harness/run.h"
 #include "bench/harness/scenario.h"
+#include "device/memory.h"
+#include "device/mirror.h"
+#include "device/session.h"
 #include "diffkv/attention.h"
-#include "diffkv/backend.h"
+#include "diffkv/cache.h"
 #include "diffkv/plan.h"
 #include "replay/inputs.h"
 
@@ -21,15 +23,16 @@ namespace diffkv::bench {
 // this step's tokens and the output are NaN until the stages write them.
 class Workload {
  public:
-  // Throws Error if memory is lacking or the library refuses the layer.
-  Workload(const Backend& backend, const Scenario& scenario);
+  // `session` must outlive it. Throws Error if memory is lacking or the library refuses the layer.
+  Workload(const device::Session& session, const Scenario& scenario);
   Workload(const Workload&) = delete;
   Workload& operator=(const Workload&) = delete;
 
   // For Backend::supports.
   static Problem problem_of(const Scenario& scenario);
 
-  // The stages, in order. Of contiguous keys, the cache update writes them in place.
+  // The stages, in order, on the session's stream. Of contiguous keys, the cache update writes them
+  // in place.
   void update_cache();
   void make_plan();
   void attend();
@@ -39,32 +42,40 @@ class Workload {
   Verification verify();
 
  private:
-  struct Free {
-    const Backend* backend;
-    void operator()(void* data) const { backend->deallocate(data, Device{}); }
-  };
-  using Memory = std::unique_ptr<void, Free>;
-
   // `bytes` of the backend's memory, all of them 0xff: NaN in every floating-point type.
-  Memory allocate(std::int64_t bytes) const;
+  device::Memory allocate(std::int64_t bytes) const;
+  void make_sinks();
+  // Puts what was made on the host into the backend's memory.
+  void place();
   void make_cache();
   void make_batch();
+  void make_outputs();
   void write_context();
   std::int64_t slot_of(std::int64_t seq, std::int64_t position) const;
-  // "" or the first token of this step that is not in the cache as the reference would write it.
-  std::string check_stored() const;
+  // The call with everything on the host, cache and output in these buffers.
+  AttendArgs host_image(std::vector<std::byte>& cache, std::vector<std::byte>& output) const;
+  // `cache` as update_cache sees it, on the memory at `data`.
+  KvCacheView written_view(void* data, Device device) const;
+  // The cache as attend sees it.
+  KvCacheView read_view(const KvCacheView& written) const;
+  // "" or the first token of this step that is not in the cache, whose copy on the host this is, as
+  // the reference would write it.
+  std::string check_stored(const KvCacheView& cache) const;
 
-  const Backend& backend_;
+  const device::Session& session_;
   Scenario scenario_;
   PlanKey key_;
   PlanMaxima maxima_;
   replay::InputPool inputs_;
   std::vector<std::int64_t> first_token_;  // [num_seqs]: of the sequence's pages, or of its keys
   std::int64_t capacity_ = 0;              // tokens that the cache holds
-  Memory cache_memory_;
-  Memory output_memory_;
-  Memory workspace_memory_;
-  KvCacheView written_;  // what update_cache sees
+  KvCacheSpec spec_;
+  std::int64_t num_pages_ = 0;
+  device::Memory cache_memory_;
+  device::Memory output_memory_;
+  device::Memory workspace_memory_;
+  device::Mirror mirror_;  // of all that is made on the host
+  KvCacheView written_;    // what update_cache sees
   float kv_scale_ = 1.0F;
   std::vector<float> sinks_;                   // [num_heads]
   std::vector<std::int32_t> page_order_;       // page of each page handed out
@@ -73,8 +84,13 @@ class Workload {
   std::vector<std::int32_t> block_table_;      // [num_seqs, max_blocks]
   std::vector<std::int32_t> kv_start_;         // [num_seqs]
   std::vector<std::int64_t> slot_mapping_;     // [num_tokens]
+  AttentionParams host_params_;
   AttentionParams params_;
+  AttendArgs host_args_;  // query and batch
   AttendArgs args_;
+  ConstTensorView new_key_;  // of this step, in the backend's memory like what follows
+  ConstTensorView new_value_;
+  ConstTensorView slots_;
   TensorView workspace_;
   Plan plan_;
 };

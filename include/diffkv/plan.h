@@ -20,12 +20,15 @@ class Backend;
 // Backend::limits: the planner knows nothing else of a kernel. Costs are in one unit of time of the
 // backend's choice.
 struct TileClass {
-  std::int32_t tile_rows = 16;   // of each KV head
-  std::int32_t tile_heads = 1;   // KV heads of a tile; divides num_kv_heads
+  std::int32_t tile_rows = 16;  // of each KV head
+  std::int32_t tile_heads = 1;  // KV heads of a tile; divides num_kv_heads
   // Largest query_len * group of a sequence of this class; the last class takes the rest.
   std::int32_t max_seq_rows = 0;
-  std::int32_t block_keys = 64;       // keys are walked and cut in blocks aligned to this
-  std::int32_t workers = 1;           // shares this class's line of work is cut into
+  std::int32_t block_keys = 64;  // keys are walked and cut in blocks aligned to this
+  std::int32_t workers = 1;      // shares this class's work is cut into
+  // So many workers side by side walk the same keys of as many KV heads, whose rows a cache may
+  // keep together. Divides workers and num_kv_heads / tile_heads.
+  std::int32_t head_lanes = 1;
   std::int32_t tile_cost = 1;         // fixed cost of a tile
   std::int32_t block_cost = 1;        // cost of one block of keys of a tile
   std::int32_t least_cut = 4;         // no piece of a cut tile has fewer blocks
@@ -80,7 +83,8 @@ struct WorkItem {
 
 namespace detail {
 
-// Where a share of a class's line of work starts: block `block` of tile `tile` of sequence `seq`.
+// Where a share of a class's line of work starts: block `block` of tile `tile` of sequence `seq`,
+// counted among the tiles of the line's own KV heads.
 struct WorkStart {
   std::int32_t seq = 0;
   std::int32_t tile = 0;
@@ -98,7 +102,7 @@ struct PlanTables {
   std::int32_t* query_start_loc = nullptr;                   // [num_seqs + 1], as planned
   std::int32_t* seq_lens = nullptr;                          // [num_seqs], as planned
   std::array<std::int64_t*, kMaxTileClasses> cost_before{};  // [num_seqs + 1]
-  std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers + 1]
+  std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers / head_lanes + 1]
   std::array<std::int32_t, kMaxTileClasses> first_slot{};    // each class has slots of its own
   std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first

@@ -112,7 +112,7 @@ DIFFKV_HD inline RowKeys tile_keys(const Mask& mask, const SeqMask& seq, std::in
   const std::int64_t p_first = seq.context_len() + first_token;
   const std::int64_t p_last = seq.context_len() + last_token;
   RowKeys first = base_keys(mask, seq, p_first);
-  const RowKeys last = base_keys(mask, seq, p_last);
+  const RowKeys last = p_last == p_first ? first : base_keys(mask, seq, p_last);
   // The first row's window starts lowest, the last row's ends highest and has the longest prefix.
   RowKeys keys;
   keys.prefix_end = last.prefix_end;

@@ -8,8 +8,13 @@
 #include <cstdint>
 #include <string>
 
+#include "core/problem.h"
 #include "core/validate.h"
+#include "cuda/attend_kernel.h"
 #include "cuda/device.h"
+#include "cuda/dispatch.h"
+#include "cuda/params.h"
+#include "cuda/stages.h"
 #include "diffkv/error.h"
 
 namespace diffkv::cuda {
@@ -37,14 +42,20 @@ class CudaBackend final : public Backend {
     try {
       core::validate_key(problem.key);
       core::validate_output_dtype(problem.key, problem.output_scale, problem.output_dtype);
+      if (!problem.dense && problem.block_size < 1) return {false, "block_size is below 1", ""};
+      if (problem.output_block_scale) return {false, "output_block_scale is not supported", ""};
+      const Gpu& gpu = current_gpu();
+      const Choice choice = choose_kernel(problem, gpu);
+      if (choice.kernel == nullptr) return {false, choice.reason, ""};
+      return {true, "", fmt::format("{}/sm_{}", choice.kernel->name, gpu.capability())};
     } catch (const Error& error) {
       return {false, error.what(), ""};
     }
-    return {false, "this build has no attention kernel", ""};
   }
 
   ScheduleLimits limits(const PlanKey& key, std::int32_t /*threads*/) const override {
-    throw_unsupported(to_string(key));
+    const Gpu& gpu = current_gpu();
+    return kernel_of(key, gpu).limits(key, gpu);
   }
 
   void* allocate(std::int64_t bytes, const Device& device) const override {
@@ -90,30 +101,47 @@ class CudaBackend final : public Backend {
     DIFFKV_CUDA_CALL(cudaStreamSynchronize(handle_of(stream)));
   }
 
-  void plan(const PlanKey& /*key*/, const ScheduleLimits& /*limits*/, const Batch& /*batch*/,
-            detail::PlanTables& /*tables*/, Stream /*stream*/) const override {
-    throw_unsupported("plan");
+  void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
+            detail::PlanTables& tables, Stream stream) const override {
+    const DeviceGuard guard(batch.query_start_loc.device);
+    plan_on_device(key, limits, batch, tables, handle_of(stream));
   }
-  void update_cache(const ConstTensorView& /*key*/, const ConstTensorView& /*value*/,
-                    const KvCacheView& /*cache*/, const ConstTensorView& /*slot_mapping*/,
-                    Stream /*stream*/) const override {
-    throw_unsupported("update_cache");
+
+  void update_cache(const ConstTensorView& key, const ConstTensorView& value,
+                    const KvCacheView& cache, const ConstTensorView& slot_mapping,
+                    Stream stream) const override {
+    const DeviceGuard guard(cache.device);
+    cuda::update_cache(key, value, cache, slot_mapping, handle_of(stream));
   }
-  void attend(const AttentionParams& /*params*/, const AttendArgs& /*args*/, const Plan& /*plan*/,
-              Stream /*stream*/) const override {
-    throw_unsupported("attend");
+
+  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+              Stream stream) const override {
+    if (plan.tables().num_seqs == 0) return;
+    const DeviceGuard guard(args.query.device);
+    const AttendKernel& kernel = kernel_of(params, args, plan);
+    const AttendKernelParams p = attend_kernel_params(params, args, plan);
+    for (std::int32_t c = 0; c < plan.limits().num_classes; ++c) {
+      kernel.launch(p, c, handle_of(stream));
+    }
   }
-  void combine(const AttentionParams& /*params*/, const AttendArgs& /*args*/, const Plan& /*plan*/,
-               Stream /*stream*/) const override {
-    throw_unsupported("combine");
+
+  void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+               Stream stream) const override {
+    if (plan.tables().num_seqs == 0) return;
+    const DeviceGuard guard(args.query.device);
+    cuda::combine(attend_kernel_params(params, args, plan), handle_of(stream));
   }
-  void merge_attn_states(const AttnState& /*a*/, const AttnState& /*b*/,
-                         const ConstTensorView& /*sinks*/, const TensorView& /*output*/,
-                         const TensorView& /*lse*/, Stream /*stream*/) const override {
-    throw_unsupported("merge_attn_states");
+
+  void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
+                         const TensorView& output, const TensorView& lse,
+                         Stream stream) const override {
+    const DeviceGuard guard(output.device);
+    cuda::merge_attn_states(a, b, sinks, output, lse, handle_of(stream));
   }
-  void fill_zero(const TensorView& /*output*/, Stream /*stream*/) const override {
-    throw_unsupported("fill_zero");
+
+  void fill_zero(const TensorView& output, Stream stream) const override {
+    const DeviceGuard guard(output.device);
+    cuda::fill_zero(output, handle_of(stream));
   }
 
  private:
@@ -125,8 +153,41 @@ class CudaBackend final : public Backend {
         cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), kind, handle_of(stream)));
   }
 
-  [[noreturn]] static void throw_unsupported(std::string_view what) {
-    throw Error(ErrorCode::kUnsupported, fmt::format("backend cuda does not run {}", what));
+  static const AttendKernel& kernel_of(const PlanKey& key, const Gpu& gpu) {
+    const Choice choice = choose_kernel(key, gpu);
+    if (choice.kernel == nullptr) throw Error(ErrorCode::kUnsupported, choice.reason);
+    return *choice.kernel;
+  }
+
+  // The kernel for this call. The fp32 kernel takes any plan's tile classes and an empty pool.
+  static const AttendKernel& kernel_of(const AttentionParams& params, const AttendArgs& args,
+                                       const Plan& plan) {
+    const KvCacheView& cache = args.cache;
+    const bool empty = cache.num_blocks == 0 || cache.block_size == 0 ||
+                       (!cache.dense && args.batch.block_table.shape[1] == 0);
+    if (empty) return attend_fp32();
+    const Gpu& on = gpu(args.query.device.index);
+    const Choice choice = choose_kernel(core::problem_of(plan.key(), params, args), on);
+    if (choice.kernel == nullptr) throw Error(ErrorCode::kUnsupported, choice.reason);
+    if (choice.kernel != &attend_fp32()) {
+      check_classes(*choice.kernel, choice.kernel->limits(plan.key(), on), plan.limits());
+    }
+    return *choice.kernel;
+  }
+
+  // Only another choice of kernels since the plan was made makes these differ.
+  static void check_classes(const AttendKernel& kernel, const ScheduleLimits& own,
+                            const ScheduleLimits& planned) {
+    bool same = own.num_classes == planned.num_classes;
+    for (std::int32_t c = 0; same && c < own.num_classes; ++c) {
+      same = own.classes[c].tile_rows == planned.classes[c].tile_rows &&
+             own.classes[c].block_keys == planned.classes[c].block_keys &&
+             own.classes[c].workers == planned.classes[c].workers;
+    }
+    if (same) return;
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("the plan was made for other tile classes than those of kernel {}",
+                            kernel.name));
   }
 };
 

@@ -15,49 +15,96 @@ namespace diffkv::cuda {
 
 inline constexpr int kChunk = 8;  // elements
 
-__host__ __device__ inline float f16_bits_to_float(std::uint32_t bits) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+// Eight elements of kBytes each, as they are in memory.
+template <int kBytes>
+struct Chunk {
+  static constexpr int kWords = 2 * kBytes;
+  std::uint32_t words[kWords];
+
+  __device__ void load(const std::byte* from) {
+    if constexpr (kBytes == 1) {
+      const uint2 x = *reinterpret_cast<const uint2*>(from);
+      words[0] = x.x, words[1] = x.y;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4) {
+        const uint4 x = reinterpret_cast<const uint4*>(from)[i / 4];
+        words[i] = x.x, words[i + 1] = x.y, words[i + 2] = x.z, words[i + 3] = x.w;
+      }
+    }
+  }
+
+  __device__ void store(std::byte* to) const {
+    if constexpr (kBytes == 1) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4) {
+        reinterpret_cast<uint4*>(to)[i / 4] =
+            make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
+      }
+    }
+  }
+};
+
+// Two fp16 numbers; the instruction alone loses the sign and payload of a NaN.
+__device__ inline float2 f16_pair_to_floats(std::uint32_t bits) {
+  const __half2 pair = *reinterpret_cast<const __half2*>(&bits);
+  float2 x = __half22float2(pair);
+  if (x.x != x.x || x.y != x.y) {
+    x.x = core::f16_to_float(static_cast<std::uint16_t>(bits));
+    x.y = core::f16_to_float(static_cast<std::uint16_t>(bits >> 16));
+  }
+  return x;
+}
+
+template <DType kDType>
+__device__ inline void decode_chunk(const Chunk<static_cast<int>(size_of(kDType))>& chunk,
+                                    float (&x)[kChunk]) {
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) {
+    if constexpr (kDType == DType::kF32) {
+      x[j] = core::float_of(chunk.words[j]);
+    } else if constexpr (kDType == DType::kBF16) {
+      const std::uint32_t pair = chunk.words[j / 2];
+      x[j] = core::float_of(j % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
+    } else if constexpr (kDType == DType::kF16) {
+      if (j % 2 == 1) continue;
+      const float2 pair = f16_pair_to_floats(chunk.words[j / 2]);
+      x[j] = pair.x, x[j + 1] = pair.y;
+    } else if constexpr (kDType == DType::kE5M2) {
+      if (j % 2 == 1) continue;
+      // An e5m2 is the upper half of an fp16.
+      const std::uint32_t pair = chunk.words[j / 4] >> (8 * (j % 4));
+      const float2 floats = f16_pair_to_floats(((pair & 0xffU) << 8) | ((pair & 0xff00U) << 16));
+      x[j] = floats.x, x[j + 1] = floats.y;
+    } else {
+      x[j] = core::e4m3_to_float(static_cast<std::uint8_t>(chunk.words[j / 4] >> (8 * (j % 4))));
+    }
+  }
+}
+
+template <DType kDType>
+__device__ inline void load_chunk(const std::byte* row, std::int64_t i, float (&x)[kChunk]) {
+  Chunk<static_cast<int>(size_of(kDType))> chunk;
+  chunk.load(row + i * size_of(kDType));
+  decode_chunk<kDType>(chunk, x);
 }
 
 // Elements [i, i + 8) of a row, i a multiple of 8.
 __device__ inline void load_chunk(DType dtype, const std::byte* row, std::int64_t i,
                                   float (&x)[kChunk]) {
   switch (dtype) {
-    case DType::kF32: {
-      const float4* from = reinterpret_cast<const float4*>(row) + i / 4;
-      const float4 low = from[0];
-      const float4 high = from[1];
-      x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-      x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-      return;
-    }
+    case DType::kF32:
+      return load_chunk<DType::kF32>(row, i, x);
     case DType::kF16:
-    case DType::kBF16: {
-      const uint4 words = reinterpret_cast<const uint4*>(row)[i / kChunk];
-      const std::uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (dtype == DType::kF16) {
-          x[2 * j] = f16_bits_to_float(pairs[j] & 0xffffU);
-          x[2 * j + 1] = f16_bits_to_float(pairs[j] >> 16);
-        } else {
-          x[2 * j] = core::float_of(pairs[j] << 16);
-          x[2 * j + 1] = core::float_of(pairs[j] & 0xffff0000U);
-        }
-      }
-      return;
-    }
-    default: {
-      const uint2 words = reinterpret_cast<const uint2*>(row)[i / kChunk];
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        const std::uint32_t word = j < 4 ? words.x : words.y;
-        const auto byte = static_cast<std::uint8_t>(word >> (8 * (j % 4)));
-        // The upper half of an fp16 is an e5m2.
-        x[j] = dtype == DType::kE5M2 ? f16_bits_to_float(std::uint32_t{byte} << 8)
-                                     : core::e4m3_to_float(byte);
-      }
-    }
+      return load_chunk<DType::kF16>(row, i, x);
+    case DType::kBF16:
+      return load_chunk<DType::kBF16>(row, i, x);
+    case DType::kE5M2:
+      return load_chunk<DType::kE5M2>(row, i, x);
+    default:
+      return load_chunk<DType::kE4M3>(row, i, x);
   }
 }
 
@@ -117,20 +164,6 @@ __device__ inline void store_chunk(DType dtype, const float (&x)[kChunk], std::b
 // Element i of a row, encoded as `dtype`.
 __device__ inline void store_element(DType dtype, float x, std::byte* row, std::int64_t i) {
   core::store_row(dtype, &x, 1, row + i * size_of(dtype));
-}
-
-// Copies eight elements of `bytes` bytes each.
-__device__ inline void copy_chunk(int bytes, const std::byte* from, std::byte* to, std::int64_t i) {
-  if (bytes == 1) {
-    reinterpret_cast<uint2*>(to)[i / kChunk] = reinterpret_cast<const uint2*>(from)[i / kChunk];
-  } else if (bytes == 2) {
-    reinterpret_cast<uint4*>(to)[i / kChunk] = reinterpret_cast<const uint4*>(from)[i / kChunk];
-  } else {
-    const uint4 low = reinterpret_cast<const uint4*>(from)[i / 4];
-    const uint4 high = reinterpret_cast<const uint4*>(from)[i / 4 + 1];
-    reinterpret_cast<uint4*>(to)[i / 4] = low;
-    reinterpret_cast<uint4*>(to)[i / 4 + 1] = high;
-  }
 }
 
 }  // namespace diffkv::cuda

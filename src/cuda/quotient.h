@@ -18,18 +18,42 @@ class Divider {
         // infinite or NaN scale is not in the range.
         quick_(scale > 0x1p-60F && scale < 0x1p60F) {}
 
+  // The same for several numbers at once, quicker where all are of everyday size.
+  template <int kCount>
+  DIFFKV_HD void all(float (&x)[kCount]) const {
+    bool usual = quick_;
+    float guesses[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      guesses[i] = x[i] * reciprocal_;
+      usual = usual && is_usual(guesses[i]);
+    }
+    if (usual) {
+      for (int i = 0; i < kCount; ++i) x[i] = refine(x[i], guesses[i]);
+    } else {
+      for (int i = 0; i < kCount; ++i) x[i] = (*this)(x[i]);
+    }
+  }
+
   DIFFKV_HD float operator()(float x) const {
     if (!quick_) return x / scale_;
     // One step of Newton's iteration with a correctly rounded reciprocal gives the correctly
-    // rounded quotient (Markstein) where nothing under- or overflows. It does where the quotient is
-    // below 2^-11, which is zero in fp8 in any case, and where it is huge, infinite or NaN:
-    // there the first guess is good enough.
+    // rounded quotient (Markstein) where nothing under- or overflows. Far below the least fp8 and
+    // far above the largest the first guess is as good, and has the sign of a zero.
     const float guess = x * reciprocal_;
-    const float remainder = std::fma(-guess, scale_, x);
-    return std::fabs(guess) < 0x1p20F ? std::fma(remainder, reciprocal_, guess) : guess;
+    if (is_usual(guess)) return refine(x, guess);
+    return guess == guess ? guess : x;  // a NaN with its sign
   }
 
  private:
+  // |guess| in [2^-30, 2^20).
+  DIFFKV_HD static bool is_usual(float guess) {
+    return (core::bits_of(guess) & 0x7fffffffU) - (97U << 23) < (50U << 23);
+  }
+
+  DIFFKV_HD float refine(float x, float guess) const {
+    return std::fma(std::fma(-guess, scale_, x), reciprocal_, guess);
+  }
+
   float scale_;
   float reciprocal_;
   bool quick_;

@@ -115,8 +115,8 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
     }
   }
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    for (std::int32_t w = 0; w <= limits.classes[c].workers; ++w) {
-      tables.starts[c][w] = share_start(view, c, w);
+    for (std::int32_t share = 0; share <= num_shares(limits.classes[c]); ++share) {
+      tables.starts[c][share] = share_start(view, c, share);
     }
   }
 }

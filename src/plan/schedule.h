@@ -10,6 +10,7 @@
 #include "core/mask.h"
 #include "diffkv/batch.h"
 #include "diffkv/plan.h"
+#include "plan/quotient.h"
 
 namespace diffkv::plan {
 
@@ -98,15 +99,16 @@ DIFFKV_HD inline SeqTiles seq_tiles(const ScheduleView& view, std::int32_t query
     ++tiles.tile_class;
   }
   const TileClass& cls = view.limits.classes[tiles.tile_class];
-  tiles.tiles_per_head = tiles.rows > 0 ? (tiles.rows - 1) / cls.tile_rows + 1 : 0;
-  tiles.head_groups = view.num_kv_heads / cls.tile_heads;
+  tiles.tiles_per_head = tiles.rows > 0 ? divide(tiles.rows - 1, cls.tile_rows) + 1 : 0;
+  tiles.head_groups = divide(view.num_kv_heads, cls.tile_heads);
   return tiles;
 }
 
 // One tile and the blocks of keys it walks. Blocks are aligned to block_keys; virtual block v of
 // num_blocks is block v below the prefix, then the window's from first_block on.
 struct Tile {
-  std::int32_t kv_head = 0;  // the first of num_heads
+  std::int32_t head_group = 0;  // of num_heads neighbouring KV heads
+  std::int32_t kv_head = 0;     // its first
   std::int32_t num_heads = 1;
   std::int32_t first_row = 0;
   std::int32_t num_rows = 0;
@@ -143,21 +145,21 @@ DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, cons
   const TileClass& cls = view.limits.classes[tiles.tile_class];
   Tile tile;
   // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): a sequence with a tile has a tile a head
-  const std::int32_t head_group = index / tiles.tiles_per_head;
-  tile.kv_head = head_group * cls.tile_heads;
+  tile.head_group = divide(index, tiles.tiles_per_head);
+  tile.kv_head = tile.head_group * cls.tile_heads;
   tile.num_heads = cls.tile_heads;
-  tile.first_row = (index - head_group * tiles.tiles_per_head) * cls.tile_rows;
+  tile.first_row = (index - tile.head_group * tiles.tiles_per_head) * cls.tile_rows;
   const std::int32_t rest = tiles.rows - tile.first_row;
   tile.num_rows = rest < cls.tile_rows ? rest : cls.tile_rows;
-  tile.keys = core::tile_keys(view.mask, seq, tile.first_row / view.group,
-                              (tile.first_row + tile.num_rows - 1) / view.group);
+  tile.keys = core::tile_keys(view.mask, seq, divide(tile.first_row, view.group),
+                              divide(tile.first_row + tile.num_rows - 1, view.group));
   tile.block_keys = cls.block_keys;
-  tile.prefix_blocks = (tile.keys.prefix_end + cls.block_keys - 1) / cls.block_keys;
-  tile.first_block = tile.keys.begin / cls.block_keys;
+  tile.prefix_blocks = divide(tile.keys.prefix_end + cls.block_keys - 1, cls.block_keys);
+  tile.first_block = divide(tile.keys.begin, cls.block_keys);
   if (tile.first_block < tile.prefix_blocks) tile.first_block = tile.prefix_blocks;
   std::int32_t window_blocks = 0;
   if (tile.keys.begin < tile.keys.end) {
-    window_blocks = (tile.keys.end + cls.block_keys - 1) / cls.block_keys - tile.first_block;
+    window_blocks = divide(tile.keys.end + cls.block_keys - 1, cls.block_keys) - tile.first_block;
     if (window_blocks < 0) window_blocks = 0;
   }
   tile.num_blocks = tile.prefix_blocks + window_blocks;
@@ -188,13 +190,14 @@ struct InvariantCut {
 
 DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqTiles& tiles,
                                             const SeqMask& seq) {
-  const TileClass& cls = view.limits.classes[tiles.tile_class];
-  std::int64_t length = kLeastInvariantKeys;
-  while (length * cls.invariant_max_pieces < seq.seq_len) length *= 2;
   InvariantCut cut;
-  cut.blocks_per_range = static_cast<std::int32_t>(length / cls.block_keys);
+  if (view.policy != SchedulePolicy::kBatchInvariant) return cut;
+  const TileClass& cls = view.limits.classes[tiles.tile_class];
+  std::int32_t length = kLeastInvariantKeys;  // at most twice seq_len, which is below 2^30
+  while (std::int64_t{length} * cls.invariant_max_pieces < seq.seq_len) length *= 2;
+  cut.blocks_per_range = divide(length, cls.block_keys);
   if (tiles.tiles_per_head > cls.invariant_max_tiles || seq.seq_len <= length) return cut;
-  cut.ranges = static_cast<std::int32_t>((seq.seq_len + length - 1) / length);
+  cut.ranges = divide(seq.seq_len + length - 1, length);
   cut.slots_per_tile = cut.ranges;
   const std::int64_t span = window_span(view.mask, seq.causal, seq.num_mm_ranges > 0, cls);
   if (span > 0 && ranges_reached(span, length) < cut.ranges) {
@@ -211,10 +214,36 @@ DIFFKV_HD inline std::int32_t invariant_piece_end(const InvariantCut& cut, const
   return tile.blocks_below((range + 1) * cut.blocks_per_range);
 }
 
+// Which line of work, and which share of it, is a worker's. Lane l has the head groups l, l +
+// head_lanes, ...; all lines cost the same, so that they are cut in the same places.
+struct Lane {
+  std::int32_t lane = 0;
+  std::int32_t share = 0;
+  std::int32_t lanes = 1;
+  std::int32_t shares = 1;
+  std::int32_t head_groups = 1;  // of a lane
+
+  DIFFKV_HD std::int32_t worker(std::int32_t of_share) const { return of_share * lanes + lane; }
+  DIFFKV_HD std::int32_t head_group(std::int32_t in_lane) const { return in_lane * lanes + lane; }
+};
+
+DIFFKV_HD inline Lane lane_of(const ScheduleView& view, std::int32_t tile_class,
+                              std::int32_t worker) {
+  const TileClass& cls = view.limits.classes[tile_class];
+  Lane lane;
+  lane.lanes = cls.head_lanes;
+  lane.share = worker / cls.head_lanes;
+  lane.lane = worker - lane.share * cls.head_lanes;
+  lane.shares = cls.workers / cls.head_lanes;
+  lane.head_groups = view.num_kv_heads / (cls.tile_heads * cls.head_lanes);
+  return lane;
+}
+
 // A piece of a tile: virtual blocks [begin_block, end_block).
 struct Piece {
   std::int32_t seq = 0;
   std::int32_t tile_index = 0;  // among the sequence's tiles, head-major
+  std::int32_t line_index = 0;  // among those of its line, as in WorkStart
   Tile tile;
   std::int32_t begin_block = 0;
   std::int32_t end_block = 0;
@@ -247,22 +276,36 @@ DIFFKV_HD inline std::int32_t slot_of(const ScheduleView& view, std::int32_t til
   return view.tables.first_slot[tile_class] + 2 * worker + (piece.first() ? 1 : 0);
 }
 
+// The whole tile that a place of a lane's line is in.
+DIFFKV_HD inline Piece piece_at(const ScheduleView& view, const Lane& lane, const SeqMask& seq,
+                                const SeqTiles& tiles, const WorkStart& at) {
+  Piece piece;
+  piece.seq = at.seq;
+  piece.line_index = at.tile;
+  piece.tile = tile_at(view, seq, tiles, at.tile);
+  const std::int32_t in_lane = piece.tile.head_group;
+  piece.tile.head_group = lane.head_group(in_lane);
+  piece.tile.kv_head = piece.tile.head_group * piece.tile.num_heads;
+  piece.tile_index = at.tile + (piece.tile.head_group - in_lane) * tiles.tiles_per_head;
+  piece.end_block = piece.tile.num_blocks;
+  return piece;
+}
+
 // Calls fn(piece) for every piece of a worker's share, in order.
 template <class Fn>
 DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
                               std::int32_t worker, Fn&& fn) {
-  WorkStart at = view.tables.starts[tile_class][worker];
-  const WorkStart stop = view.tables.starts[tile_class][worker + 1];
+  const Lane lane = lane_of(view, tile_class, worker);
+  WorkStart at = view.tables.starts[tile_class][lane.share];
+  const WorkStart stop = view.tables.starts[tile_class][lane.share + 1];
   while (at.seq < view.num_seqs && before(at, stop)) {
     const SeqMask seq = seq_mask(view, at.seq);
     const SeqTiles tiles = seq_tiles(view, seq.query_len);
-    const std::int32_t num_tiles = tiles.tile_class == tile_class ? tiles.count() : 0;
+    const std::int32_t num_tiles =
+        tiles.tile_class == tile_class ? tiles.tiles_per_head * lane.head_groups : 0;
     const InvariantCut cut = invariant_cut(view, tiles, seq);
     for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
-      Piece piece;
-      piece.seq = at.seq;
-      piece.tile_index = at.tile;
-      piece.tile = tile_at(view, seq, tiles, at.tile);
+      Piece piece = piece_at(view, lane, seq, tiles, at);
       const std::int32_t share_end = same_tile(at, stop) && stop.block < piece.tile.num_blocks
                                          ? stop.block
                                          : piece.tile.num_blocks;
@@ -286,18 +329,6 @@ DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
   }
 }
 
-// Whether any tile is cut, so that there is something to combine. Host tables only.
-inline bool cuts_tiles(const ScheduleLimits& limits, SchedulePolicy policy,
-                       const PlanTables& tables) {
-  if (policy == SchedulePolicy::kBatchInvariant) return tables.num_slots > 0;
-  for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    for (std::int32_t w = 0; w < limits.classes[c].workers; ++w) {
-      if (tables.starts[c][w].block > 0) return true;
-    }
-  }
-  return false;
-}
-
 // Calls fn(slot) for every partial of the tile whose first piece is `first`, found in `worker`'s
 // share, in the order of their keys.
 template <class Fn>
@@ -315,11 +346,14 @@ DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_clas
     }
     return;
   }
+  const Lane lane = lane_of(view, tile_class, worker);
   const WorkStart* starts = view.tables.starts[tile_class];
-  const WorkStart tile{first.seq, first.tile_index, 0};
-  for (std::int32_t w = worker + 1; w < view.limits.classes[tile_class].workers; ++w) {
-    if (!same_tile(starts[w], tile) || starts[w].block == 0) return;
-    if (before(starts[w], starts[w + 1])) fn(view.tables.first_slot[tile_class] + 2 * w);
+  const WorkStart tile{first.seq, first.line_index, 0};
+  for (std::int32_t share = lane.share + 1; share < lane.shares; ++share) {
+    if (!same_tile(starts[share], tile) || starts[share].block == 0) return;
+    if (before(starts[share], starts[share + 1])) {
+      fn(view.tables.first_slot[tile_class] + 2 * lane.worker(share));
+    }
   }
 }
 
@@ -335,17 +369,15 @@ DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_cla
     return;
   }
   // Only the share's last tile can be cut without having been cut before.
-  const WorkStart start = view.tables.starts[tile_class][worker];
-  const WorkStart stop = view.tables.starts[tile_class][worker + 1];
+  const Lane lane = lane_of(view, tile_class, worker);
+  const WorkStart start = view.tables.starts[tile_class][lane.share];
+  const WorkStart stop = view.tables.starts[tile_class][lane.share + 1];
   if (stop.block == 0 || stop.seq >= view.num_seqs || !before(start, stop)) return;
   if (same_tile(start, stop) && start.block > 0) return;
   const SeqMask seq = seq_mask(view, stop.seq);
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
-  if (stop.tile >= tiles.count()) return;
-  Piece piece;
-  piece.seq = stop.seq;
-  piece.tile_index = stop.tile;
-  piece.tile = tile_at(view, seq, tiles, stop.tile);
+  if (stop.tile >= tiles.tiles_per_head * lane.head_groups) return;
+  Piece piece = piece_at(view, lane, seq, tiles, stop);
   piece.end_block = stop.block;
   // A mask that changed after planning may have left the tile whole.
   if (stop.block >= piece.tile.num_blocks) return;

@@ -7,18 +7,13 @@
 #include "core/host_device.h"
 #include "core/mask.h"
 #include "diffkv/plan.h"
+#include "plan/quotient.h"
 #include "plan/schedule.h"
 
 namespace diffkv::plan {
 
 DIFFKV_HD inline std::int64_t tile_cost(const TileClass& cls, const Tile& tile) {
   return cls.tile_cost + static_cast<std::int64_t>(tile.num_blocks) * cls.block_cost;
-}
-
-// a / b; most numbers here are small, and GPUs divide those several times faster.
-DIFFKV_HD inline std::int64_t quotient(std::int64_t a, std::int64_t b) {
-  if (((a | b) >> 32) == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
-  return a / b;
 }
 
 // Sum of floor((first + step * i) / divisor) over i in [0, count), where terms below 0 count 0.
@@ -131,22 +126,23 @@ DIFFKV_HD inline SeqWork seq_work(const ScheduleView& view, std::int32_t seq_ind
 }
 
 // Where the share that starts `target` units of cost into a class's line of work starts. `share` is
-// the cost of one worker's share.
+// the cost of one worker's share. All lines of a class are alike.
 DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_class,
                                   std::int64_t target, std::int64_t share) {
   const TileClass& cls = view.limits.classes[tile_class];
-  const std::int64_t* cost_before = view.tables.cost_before[tile_class];
-  if (target >= cost_before[view.num_seqs]) return WorkStart{view.num_seqs, 0, 0};
+  const std::int64_t* cost_before = view.tables.cost_before[tile_class];  // of all lines
+  const std::int64_t all_lines = target * cls.head_lanes;
+  if (all_lines >= cost_before[view.num_seqs]) return WorkStart{view.num_seqs, 0, 0};
   std::int32_t low = 0;  // the last sequence whose work starts at or below the target
   for (std::int32_t high = view.num_seqs; high - low > 1;) {
     const std::int32_t middle = low + (high - low) / 2;
-    (cost_before[middle] <= target ? low : high) = middle;
+    (cost_before[middle] <= all_lines ? low : high) = middle;
   }
   const SeqMask seq = seq_mask(view, low);
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
   const std::int64_t per_head =
       quotient(cost_before[low + 1] - cost_before[low], tiles.head_groups);
-  std::int64_t rest = target - cost_before[low];
+  std::int64_t rest = target - quotient(cost_before[low], cls.head_lanes);
   const std::int32_t head = static_cast<std::int32_t>(quotient(rest, per_head));
   rest -= head * per_head;
   const HeadCost costs(view, seq, tiles);
@@ -176,20 +172,27 @@ DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_cl
   }
   if (at.block >= tile.num_blocks && (at.block > 0 || 2 * rest >= tile_cost(cls, tile))) {
     at = WorkStart{at.seq, at.tile + 1, 0};
-    if (at.tile == tiles.count()) at = WorkStart{at.seq + 1, 0, 0};
+    const std::int32_t in_line = tiles.count() / cls.head_lanes;
+    if (at.tile == in_line) at = WorkStart{at.seq + 1, 0, 0};
   }
   return at;
 }
 
-// Where worker `worker`'s share of a class starts, once cost_before is filled.
+// Shares that a line of work is cut into.
+DIFFKV_HD inline std::int32_t num_shares(const TileClass& cls) {
+  return cls.workers / cls.head_lanes;
+}
+
+// Where a line's share starts, once cost_before is filled.
 DIFFKV_HD inline WorkStart share_start(const ScheduleView& view, std::int32_t tile_class,
-                                       std::int32_t worker) {
-  const std::int64_t total = view.tables.cost_before[tile_class][view.num_seqs];
-  const std::int64_t workers = view.limits.classes[tile_class].workers;
-  const std::int64_t share = quotient(total, workers);
-  // total / workers * worker without overflow.
-  const std::int64_t target =
-      share * worker + quotient((total - share * workers) * worker, workers);
+                                       std::int32_t index) {
+  const TileClass& cls = view.limits.classes[tile_class];
+  const std::int64_t total =
+      quotient(view.tables.cost_before[tile_class][view.num_seqs], cls.head_lanes);
+  const std::int64_t shares = num_shares(cls);
+  const std::int64_t share = quotient(total, shares);
+  // total / shares * index without overflow.
+  const std::int64_t target = share * index + quotient((total - share * shares) * index, shares);
   return locate(view, tile_class, target, share);
 }
 

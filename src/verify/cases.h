@@ -57,7 +57,8 @@ struct Case {
   bool odd_unit_strides = false;  // dimensions of size 1 have meaningless strides
   bool null_blocks = false;       // block-table entries that no row can read are 0
   bool skip_slots = false;        // some of this step's tokens are in the cache already, slot -1
-  bool special_values = false;    // NaN, infinities, ties, duplicates written to an unread page
+  bool special_values = false;    // NaN, infinities, ties written to an unread page
+  bool duplicate_slots = true;    // with special_values: two tokens for one slot, the later wins
   bool merge_in_place = false;    // kMerge: the merged output and lse are the first part's
   float value_gain = 1;           // V is multiplied by it
   bool nan_keys = false;          // a NaN in one key and in one value of every sequence

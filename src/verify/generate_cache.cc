@@ -225,7 +225,10 @@ void GeneratedProblem::make_slots() {
   if (case_.special_values) {
     const std::size_t rows = static_cast<std::size_t>(new_key_.shape[0] - num_rows_);
     // The last two go where the first went.
-    for (std::size_t i = 0; i < rows; ++i) slots.push_back(special_slots_[i < rows - 2 ? i : 0]);
+    for (std::size_t i = 0; i < rows; ++i) {
+      const bool again = case_.duplicate_slots && i >= rows - 2;
+      slots.push_back(special_slots_[again ? 0 : i]);
+    }
     write_special_rows();
   }
   const auto n = static_cast<std::int64_t>(slots.size());

@@ -192,6 +192,8 @@ CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, b
   for (const SchedulePolicy policy : policies) {
     Case with_policy = c;
     with_policy.key.policy = policy;
+    // Which of two tokens wins a slot is promised only for host memory.
+    with_policy.duplicate_slots = device::computes_on_host(backend);
     try {
       GeneratedProblem problem(with_policy, seed);
       const Support support = backend.supports(problem.problem());

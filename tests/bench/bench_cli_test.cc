@@ -1,21 +1,13 @@
 // `diffkv bench` from outside.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "cli/commands.h"
+#include "tests/cli/command.h"
 
 namespace diffkv::cli {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kTiny = R"({"scenarios": [
   {"name": "small", "tags": ["x"], "num_heads": 4, "num_kv_heads": 2, "head_size_qk": 24,
@@ -23,51 +15,16 @@ constexpr const char* kTiny = R"({"scenarios": [
   {"name": "prompt", "num_heads": 4, "num_kv_heads": 2, "head_size_qk": 24,
    "head_size_v": 16, "batch": [{"query_len": 9, "seq_len": 20}]}]})";
 
-struct Outcome {
-  int exit_code = -1;  // -1: ended by a signal
-  std::string out;
-  std::string err;
-};
-
-std::string content(const fs::path& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-class BenchCli : public testing::Test {
+class BenchCli : public CommandTest {
  protected:
   void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) /
-              ("diffkv_bench_" + std::to_string(getpid()) + "_" +
-               testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::create_directories(folder_);
+    CommandTest::SetUp();
     write("tiny.json", kTiny);
   }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string file(const std::string& name) const { return (folder_ / name).string(); }
-  void write(const std::string& name, const std::string& text) const {
-    std::ofstream(folder_ / name) << text;
+  Outcome bench(const std::string& arguments) const { return diffkv("bench " + arguments); }
+  void expect_bench_refused(const std::string& arguments, const std::string& message) const {
+    expect_refused("bench " + arguments, message);
   }
-
-  Outcome bench(const std::string& arguments) const {
-    const std::string command = std::string("'") + DIFFKV_COMMAND + "' bench " + arguments + " >'" +
-                                file("out") + "' 2>'" + file("err") + "'";
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content(file("out")),
-            content(file("err"))};
-  }
-
-  void expect_refused(const std::string& arguments, const std::string& message) const {
-    const Outcome outcome = bench(arguments);
-    EXPECT_EQ(outcome.exit_code, kExitBadUse) << arguments;
-    EXPECT_EQ(outcome.err.rfind("diffkv: error: ", 0), 0U) << arguments << "\n" << outcome.err;
-    EXPECT_NE(outcome.err.find(message), std::string::npos)
-        << arguments << "\nexpected: " << message << "\ngot: " << outcome.err;
-    EXPECT_EQ(outcome.out, "") << arguments;
-  }
-
-  fs::path folder_;
 };
 
 TEST_F(BenchCli, RunsWritesAndCompares) {
@@ -139,17 +96,24 @@ TEST_F(BenchCli, HelpTeaches) {
 }
 
 TEST_F(BenchCli, BadUseIsRefused) {
-  expect_refused("--scenario none-such", "--scenario is \"none-such\"");
-  expect_refused("--backend abacus", "abacus");
-  expect_refused("--seconds -1", "--seconds is -1");
-  expect_refused("--seconds nan", "--seconds is nan");
-  expect_refused("--scenarios /no/such.json", "cannot read /no/such.json");
-  expect_refused("--against /no/such.json", "cannot read /no/such.json");
-  expect_refused("--from " + file("tiny.json"), "is no result of bench");
-  expect_refused("--from a --scenario b", "--from");
-  expect_refused("--json /no/such/x.json", "/no/such/x.json");
+  expect_bench_refused("--scenario none-such", "--scenario is \"none-such\"");
+  expect_bench_refused("--backend abacus", "abacus");
+  expect_bench_refused("--seconds -1", "--seconds is -1");
+  expect_bench_refused("--seconds nan", "--seconds is nan");
+  expect_bench_refused("--scenarios /no/such.json", "cannot read /no/such.json");
+  expect_bench_refused("--against /no/such.json", "cannot read /no/such.json");
+  expect_bench_refused("--from " + file("tiny.json"), "is no result of bench");
+  expect_bench_refused("--from a --scenario b", "--from");
+  expect_bench_refused("--json /no/such/x.json", "/no/such/x.json");
+  for (const std::string option : {"--json", "--from", "--against"}) {
+    expect_bench_refused(option + " ''", "expected the name of a file, got an empty one");
+  }
+  write("same.json", result_of("1"));
+  expect_bench_refused("--json " + file("same.json") + " --against " + file("same.json"),
+                       "expected different files");
+  expect_bench_refused("--backend cpu --scenario gpu_decode", "matches no name and no tag");
   write("bad.json", R"({"scenarios": [{"name": "a", "batch": 3}]})");
-  expect_refused("--scenarios " + file("bad.json"), "batch is 3");
+  expect_bench_refused("--scenarios " + file("bad.json"), "batch is 3");
   write("a.json", result_of("1"));
   write("b.json", R"({"format": "diffkv-bench-1", "scenarios": []})");
   const Outcome nothing = bench("--from " + file("a.json") + " --against " + file("b.json"));

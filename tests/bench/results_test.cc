@@ -68,6 +68,16 @@ TEST(Results, JsonHasTheFloors) {
   EXPECT_TRUE(json["scenarios"][0]["verification"]["ok"].get<bool>());
 }
 
+TEST(Results, ADevicesFloorsAreItsOwn) {
+  RunResult run = example();
+  run.device = true;
+  run.scenarios[0].floor_s = 0.7;
+  const RunResult again = parse_results(to_json(run), "x");
+  EXPECT_TRUE(again.device);
+  EXPECT_EQ(again.read_floor_s(again.scenarios.at(0)), 0.7);
+  EXPECT_EQ(to_json(again), to_json(run));
+}
+
 TEST(Results, AWrongScenarioHasNoTimes) {
   RunResult run = example();
   run.scenarios[0].verification.wrong = 1;

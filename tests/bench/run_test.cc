@@ -2,87 +2,48 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <cstdint>
 #include <string>
 
 #include "bench/harness/workload.h"
+#include "device/forwarding_backend.h"
 #include "diffkv/error.h"
 
 namespace diffkv::bench {
 namespace {
 
 // The CPU backend, or one that does what the flags say.
-class Changed final : public Backend {
+class Changed final : public device::ForwardingBackend {
  public:
+  Changed() : ForwardingBackend(find_backend("cpu")) {}
+
   bool spoil_output = false;  // the last value of the output is off
   bool skip_update = false;   // nothing reaches the cache
   bool refuse = false;        // it supports nothing
   bool is_available = true;
-  DeviceType device = DeviceType::kCpu;
+  mutable int attends = 0;
 
-  std::string_view name() const override { return "changed"; }
-  DeviceType device_type() const override { return device; }
-  std::string description() const override { return "changed"; }
   Support available() const override { return {is_available, "it is away", ""}; }
   Support supports(const Problem& problem) const override {
-    return refuse ? Support{false, "it does not want to", ""} : cpu_.supports(problem);
-  }
-  ScheduleLimits limits(const PlanKey& key, std::int32_t threads) const override {
-    return cpu_.limits(key, threads);
-  }
-  void* allocate(std::int64_t bytes, const Device& at) const override {
-    return cpu_.allocate(bytes, at);
-  }
-  void deallocate(void* data, const Device& at) const noexcept override {
-    cpu_.deallocate(data, at);
-  }
-  void copy_to_device(void* to, const void* from, std::int64_t bytes, const Device& at,
-                      Stream stream) const override {
-    cpu_.copy_to_device(to, from, bytes, at, stream);
-  }
-  void copy_to_host(void* to, const void* from, std::int64_t bytes, const Device& at,
-                    Stream stream) const override {
-    cpu_.copy_to_host(to, from, bytes, at, stream);
-  }
-  void fill_bytes(void* data, std::uint8_t value, std::int64_t bytes, const Device& at,
-                  Stream stream) const override {
-    cpu_.fill_bytes(data, value, bytes, at, stream);
-  }
-  void synchronize(const Device& at, Stream stream) const override { cpu_.synchronize(at, stream); }
-  void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
-            detail::PlanTables& tables, Stream stream) const override {
-    cpu_.plan(key, limits, batch, tables, stream);
+    return refuse ? Support{false, "it does not want to", ""} : base().supports(problem);
   }
   void update_cache(const ConstTensorView& key, const ConstTensorView& value,
                     const KvCacheView& cache, const ConstTensorView& slot_mapping,
                     Stream stream) const override {
-    if (!skip_update) cpu_.update_cache(key, value, cache, slot_mapping, stream);
+    if (!skip_update) base().update_cache(key, value, cache, slot_mapping, stream);
   }
   void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream stream) const override {
     ++attends;
-    cpu_.attend(params, args, plan, stream);
+    base().attend(params, args, plan, stream);
   }
   void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                Stream stream) const override {
-    cpu_.combine(params, args, plan, stream);
+    base().combine(params, args, plan, stream);
     if (!spoil_output) return;
     auto* bits = static_cast<std::uint16_t*>(args.output.data);
     bits[args.output.numel() - 1] ^= 0x4000U;
   }
-  void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
-                         const TensorView& output, const TensorView& lse,
-                         Stream stream) const override {
-    cpu_.merge_attn_states(a, b, sinks, output, lse, stream);
-  }
-  void fill_zero(const TensorView& output, Stream stream) const override {
-    cpu_.fill_zero(output, stream);
-  }
-
-  mutable int attends = 0;
-
- private:
-  const Backend& cpu_ = find_backend("cpu");
 };
 
 Scenario tiny(std::int64_t block_size = 4) {
@@ -112,7 +73,8 @@ TEST(Workload, IsRightForEveryKindOfScenario) {
         s.policy = policy;
         s.sinks = block_size == 4;
         s.window = block_size == 4 ? 9 : 0;
-        Workload workload(find_backend("cpu"), s);
+        const auto session = device::open_session(find_backend("cpu"));
+        Workload workload(*session, s);
         const Verification result = workload.verify();
         EXPECT_TRUE(result.ok()) << block_size << " " << to_string(kv_dtype) << result.what;
         EXPECT_EQ(result.rows, 9 * 4);
@@ -173,9 +135,6 @@ TEST(Run, BackendsThatCannotRunAreRefused) {
   Changed away;
   away.is_available = false;
   EXPECT_THROW(run_tiny(away, tiny()), Error);
-  Changed elsewhere;
-  elsewhere.device = DeviceType::kCuda;
-  EXPECT_THROW(run_tiny(elsewhere, tiny()), Error);
 }
 
 RunResult quiet() {

@@ -51,7 +51,7 @@ TEST(Scenarios, DefaultsAreTheModels) {
 TEST(Scenarios, EveryFieldIsRead) {
   const Scenario s = parse_scenarios(with(R"("tags": ["x", "y"], "num_heads": 6, "num_kv_heads": 3,
         "head_size_qk": 96, "head_size_v": 64, "dtype": "fp16", "kv_dtype": "fp8_e5m2",
-        "block_size": 0, "window": 5, "sinks": true, "policy": "batch_invariant")"),
+        "block_size": 0, "window": 5, "sinks": true, "policy": "batch_invariant", "backend": "abacus")"),
                                      "file.json")
                          .at(0);
   EXPECT_EQ(s.tags, (std::vector<std::string>{"x", "y"}));
@@ -65,6 +65,7 @@ TEST(Scenarios, EveryFieldIsRead) {
   EXPECT_EQ(s.window, 5);
   EXPECT_TRUE(s.sinks);
   EXPECT_EQ(s.policy, SchedulePolicy::kBatchInvariant);
+  EXPECT_EQ(s.backend, "abacus");
   EXPECT_EQ(s.key().mask.window, 5);
   EXPECT_EQ(s.key().value_dtype, DType::kE5M2);
 }
@@ -165,7 +166,7 @@ TEST(Scenarios, TheBuiltInFileIsRight) {
     EXPECT_EQ(s.head_size_v, 128) << s.name;
     EXPECT_FALSE(s.tags.empty()) << s.name;
     // A result compares with one of another day by its bytes and flops.
-    EXPECT_LT(s.kv_bytes(), 1e9) << s.name;
+    EXPECT_LT(s.kv_bytes(), s.backend.empty() ? 1e9 : 2e9) << s.name;
     EXPECT_GT(s.flops(), 0) << s.name;
   }
 }
@@ -184,19 +185,35 @@ TEST(Scenarios, SelectionIsByNameOrTag) {
   all[1].tags = {"decode"};
   all[2].name = "prefill";
   all[2].tags = {"peer"};
-  EXPECT_EQ(names(select_scenarios(all, "")).size(), 3U);
-  EXPECT_EQ(names(select_scenarios(all, "decode_*")),
+  EXPECT_EQ(names(select_scenarios(all, "", "")).size(), 3U);
+  EXPECT_EQ(names(select_scenarios(all, "decode_*", "")),
             (std::set<std::string>{"decode_1", "decode_2"}));
-  EXPECT_EQ(names(select_scenarios(all, "peer")), (std::set<std::string>{"decode_1", "prefill"}));
-  EXPECT_EQ(names(select_scenarios(all, "decode_?")).size(), 2U);
-  EXPECT_EQ(names(select_scenarios(all, "decode_[2-9]")), (std::set<std::string>{"decode_2"}));
+  EXPECT_EQ(names(select_scenarios(all, "peer", "")),
+            (std::set<std::string>{"decode_1", "prefill"}));
+  EXPECT_EQ(names(select_scenarios(all, "decode_?", "")).size(), 2U);
+  EXPECT_EQ(names(select_scenarios(all, "decode_[2-9]", "")), (std::set<std::string>{"decode_2"}));
   try {
-    select_scenarios(all, "decode_");
+    select_scenarios(all, "decode_", "");
     ADD_FAILURE();
   } catch (const Error& error) {
     const std::string what = error.what();
     EXPECT_NE(what.find("decode_1, decode_2, prefill"), std::string::npos) << what;
   }
+}
+
+TEST(Scenarios, SelectionIsForABackend) {
+  std::vector<Scenario> all(3);
+  all[0].name = "any";
+  all[1].name = "one";
+  all[1].backend = "cuda";
+  all[2].name = "other";
+  all[2].backend = "abacus";
+  EXPECT_EQ(names(select_scenarios(all, "", "cuda")), (std::set<std::string>{"any", "one"}));
+  EXPECT_EQ(names(select_scenarios(all, "o*", "cuda")), (std::set<std::string>{"one"}));
+  EXPECT_EQ(names(select_scenarios(all, "", "")).size(), 3U);
+  EXPECT_THROW(select_scenarios(all, "one", "abacus"), Error);
+  all.erase(all.begin());
+  EXPECT_THROW(select_scenarios(all, "", "cpu"), Error);
 }
 
 TEST(Scenarios, BatchesAreDescribed) {

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "diffkv/error.h"
 
@@ -42,6 +44,31 @@ TEST(BatchSpec, NamesTheWrongPart) {
 TEST(BatchSpec, HoldsTokensInAnInt32) {
   EXPECT_THROW(parse_batch("2147483647x1,1x1"), Error);
   EXPECT_THROW(parse_batch("1x1*1048576,1x1"), Error);
+}
+
+void expect_named(const std::string& flag, const std::string& part, const auto& parse) {
+  try {
+    parse(part);
+    ADD_FAILURE() << flag << " took \"" << part << "\"";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find(flag + " has \"" + part + "\""), std::string::npos)
+        << error.what();
+  }
+}
+
+TEST(BatchSpec, ReadsWhichSequencesAreCausal) {
+  EXPECT_EQ(parse_causal("yes,no,no"), (std::vector<bool>{true, false, false}));
+  for (const std::string part : {"", "y", "true", "yes "}) {
+    expect_named("--causal-per-seq", part, parse_causal);
+  }
+}
+
+TEST(BatchSpec, ReadsRanges) {
+  EXPECT_EQ(parse_ranges("0-7,20-150"), (std::vector<PositionRange>{{0, 7}, {20, 150}}));
+  for (const std::string part :
+       {"", "7", "-7", "7-", "7-7", "8-7", "1-2-3", "a-b", "1-2147483648"}) {
+    expect_named("--mm-ranges", part, parse_ranges);
+  }
 }
 
 }  // namespace

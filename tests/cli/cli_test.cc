@@ -1,75 +1,26 @@
 // The command as its users meet it.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "cli/commands.h"
+#include "tests/cli/command.h"
 
 namespace diffkv::cli {
 namespace {
 
 namespace fs = std::filesystem;
 
-struct Outcome {
-  int exit_code = -1;  // -1: ended by a signal
-  std::string out;
-  std::string err;
-};
-
-std::string content(const fs::path& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-class CliTest : public testing::Test {
- protected:
-  void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) /
-              ("diffkv_cli_" + std::to_string(getpid()) + "_" +
-               testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  // Runs the command with these arguments, as a shell splits them; `before` sets variables.
-  Outcome diffkv(const std::string& arguments, const std::string& before = "") const {
-    const std::string command = before + " '" + DIFFKV_COMMAND + "' " + arguments + " >'" +
-                                (folder_ / "out").string() + "' 2>'" + (folder_ / "err").string() +
-                                "'";
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content(folder_ / "out"),
-            content(folder_ / "err")};
-  }
-
-  std::string file(const std::string& name) const { return (folder_ / name).string(); }
-
-  // Refused: exit code 2, nothing on stdout, a message that says this.
-  void expect_refused(const std::string& arguments, const std::string& message,
-                      const std::string& before = "") const {
-    const Outcome outcome = diffkv(arguments, before);
-    EXPECT_EQ(outcome.exit_code, kExitBadUse) << arguments << "\n" << outcome.err;
-    EXPECT_EQ(outcome.err.rfind("diffkv: error: ", 0), 0U) << arguments << "\n" << outcome.err;
-    EXPECT_NE(outcome.err.find(message), std::string::npos)
-        << arguments << "\nexpected: " << message << "\ngot: " << outcome.err;
-    EXPECT_EQ(outcome.out, "") << arguments;
-  }
-
-  fs::path folder_;
-};
+using CliTest = CommandTest;
 
 TEST_F(CliTest, VersionAndHelpAreRight) {
   const Outcome version = diffkv("--version");
   EXPECT_EQ(version.exit_code, kExitRight);
   EXPECT_EQ(version.out, "diffkv 0.1.0\n");
-  for (const std::string command : {"", "info", "check", "plan", "replay"}) {
+  for (const std::string command : {"", "info", "check", "plan", "replay", "bench"}) {
     const Outcome help = diffkv(command + " --help");
     EXPECT_EQ(help.exit_code, kExitRight) << command;
     EXPECT_EQ(help.err, "") << command;
@@ -79,14 +30,14 @@ TEST_F(CliTest, VersionAndHelpAreRight) {
 
 // Each command is shown at work: replay in the help of the whole.
 TEST_F(CliTest, HelpShowsExamples) {
-  for (const std::string command : {"info", "check", "plan", "replay"}) {
+  for (const std::string command : {"info", "check", "plan", "replay", "bench"}) {
     EXPECT_NE(diffkv("--help").out.find("  diffkv " + command), std::string::npos) << command;
   }
 }
 
 // The help in full, so that a change of it is seen. `diffkv X --help` makes the new one.
 TEST_F(CliTest, HelpIsGolden) {
-  for (const std::string command : {"info", "check", "plan", "replay"}) {
+  for (const std::string command : {"info", "check", "plan", "replay", "bench"}) {
     EXPECT_EQ(diffkv(command + " --help").out,
               content(fs::path(DIFFKV_GOLDEN_DIR) / (command + "_help.txt")))
         << command;
@@ -169,6 +120,11 @@ TEST_F(CliTest, MaskOptionsOfPlanThatDoNotGoTogetherAreRefused) {
   expect_refused("plan --seqs 1x1 --chunk-size 4 --chunk-lookback -1", "--chunk-lookback");
   expect_refused("plan --seqs 1x1 --prefix-window -1", "--prefix-window");
   expect_refused("plan --seqs 1x1 --prefix-window 1 --prefix-len -1", "--prefix-len");
+  expect_refused("plan --seqs 1x1 --causal-per-seq yes,maybe", "--causal-per-seq has \"maybe\"");
+  expect_refused("plan --seqs 1x1 --causal-per-seq yes --full", "--full");
+  expect_refused("plan --seqs 1x1 --mm-ranges 8-7", "--mm-ranges has \"8-7\"");
+  expect_refused("plan --seqs 1x1 --mm-ranges 1-9,5-20", "overlap");
+  expect_refused("plan --seqs 1x1 --clamp-mm-ranges", "--clamp-mm-ranges");
 }
 
 TEST_F(CliTest, BadUseOfReplayIsRefused) {

@@ -4,6 +4,8 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -98,6 +100,35 @@ TEST(Check, FaultsInSeparateMemoryAreFound) {
     EXPECT_FALSE(result.ok) << message;
     EXPECT_NE(result.message.find(message), std::string::npos) << result.message;
   }
+}
+
+// Looks for slots that occur twice, whose winner is promised on the host only.
+class Unique final : public SeparateMemoryBackend {
+ public:
+  mutable int updates = 0;
+  mutable int repeated = 0;
+
+  void update_cache(const ConstTensorView& key, const ConstTensorView& value,
+                    const KvCacheView& cache, const ConstTensorView& slot_mapping,
+                    Stream stream) const override {
+    SeparateMemoryBackend::update_cache(key, value, cache, slot_mapping, stream);
+    std::vector<std::int64_t> slots(static_cast<std::size_t>(slot_mapping.shape[0]));
+    copy_to_host(slots.data(), slot_mapping.data, slot_mapping.shape[0] * 8, {}, {});
+    std::set<std::int64_t> seen;
+    for (const std::int64_t slot : slots) repeated += slot >= 0 && !seen.insert(slot).second;
+    ++updates;
+  }
+};
+
+TEST(Check, DevicesGetEverySlotOnce) {
+  const Unique backend;
+  for (const verify::Case& c : verify::cases(verify::Suite::kQuick)) {
+    if (!c.special_values) continue;
+    const verify::CaseResult result = verify::run_case(backend, c, 14, false);
+    EXPECT_TRUE(result.ok) << c.name << ": " << result.message;
+  }
+  EXPECT_GT(backend.updates, 0);
+  EXPECT_EQ(backend.repeated, 0);
 }
 
 TEST(SeparateMemory, StagesRefuseHostTensors) {

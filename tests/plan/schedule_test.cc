@@ -43,7 +43,7 @@ struct Planned {
   PlanTables tables;
 
   explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
-    key.num_kv_heads = uniform(rng, 1, 3);
+    key.num_kv_heads = uniform(rng, 1, 4);
     key.num_heads = key.num_kv_heads * uniform(rng, 1, 5);
     key.head_size_qk = key.head_size_v = 8;
     key.policy = policy;
@@ -94,7 +94,13 @@ struct Planned {
       cls.tile_rows = c == 0 ? 4 : 12;
       cls.max_seq_rows = 4;
       cls.block_keys = 16;
-      cls.workers = uniform(rng, 1, 9);
+      const auto divisor = [&](std::int64_t of) {
+        const int n = static_cast<int>(of);
+        return uniform(rng, 0, 1) == 0 ? n : n % 2 == 0 ? 2 : 1;
+      };
+      cls.tile_heads = divisor(key.num_kv_heads);
+      cls.head_lanes = divisor(key.num_kv_heads / cls.tile_heads);
+      cls.workers = cls.head_lanes * uniform(rng, 1, 5);
       cls.tile_cost = uniform(rng, 1, 20);
       cls.block_cost = uniform(rng, 1, 10);
       cls.least_cut = uniform(rng, 1, 4);
@@ -257,7 +263,7 @@ TEST_P(ScheduleTest, CostsAreSumsOverTiles) {
         sum += cost;
       }
       EXPECT_EQ(costs.before(tiles.tiles_per_head), sum);
-      EXPECT_EQ(seq_work(view, s).cost, sum * view.num_kv_heads);
+      EXPECT_EQ(seq_work(view, s).cost, sum * tiles.head_groups);
     }
   });
 }

@@ -75,7 +75,7 @@ class CheckSourcesTest(unittest.TestCase):
         for path, include in [
             ("src/core/x.h", "hwy/highway.h"),
             ("src/cpu/x.h", "cuda_runtime.h"),
-            ("src/cpu/x.h", "immintrin.h"),
+            ("src/plan/x.h", "immintrin.h"),
             ("src/plan/x.cc", "torch/torch.h"),
             ("include/diffkv/x.h", "Python.h"),
             ("include/diffkv/x.h", "cuda_bf16.h"),

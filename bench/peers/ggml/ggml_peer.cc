@@ -245,7 +245,7 @@ int main(int argc, char** argv) {
     const auto all =
         diffkv::bench::parse_scenarios(diffkv::bench::embedded_scenarios(), "bench/scenarios.json");
     const diffkv::bench::RunResult run =
-        diffkv::bench::time_all(diffkv::bench::select_scenarios(all, pattern), seconds);
+        diffkv::bench::time_all(diffkv::bench::select_scenarios(all, pattern, "cpu"), seconds);
     std::ofstream file(path);
     file << diffkv::bench::to_json(run);
     if (!file.flush()) throw std::runtime_error("cannot write " + path);

@@ -17,18 +17,18 @@
 namespace diffkv::cuda::mma {
 
 template <class T>
-__global__ void __launch_bounds__(T::Grid::kThreads, 1)
+__global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     attend_mma(const __grid_constant__ AttendKernelParams params, Depth depth,
                std::int32_t tile_class) {
   extern __shared__ __align__(128) std::byte memory[];
   const Shared<T> shared(memory, depth);
   if (threadIdx.x == 0) {
     for (std::int32_t i = 0; i < depth.stages; ++i) {
-      ptx::init(shared.stage_full + i, kFullArrivals);
+      ptx::init(shared.stage_full + i, Producer<T>::kFullArrivals);
       ptx::init(shared.stage_empty + i, T::Grid::kConsumers);
     }
     for (std::int32_t i = 0; i < depth.query_buffers; ++i) {
-      ptx::init(shared.query_full + i, kFullArrivals);
+      ptx::init(shared.query_full + i, Producer<T>::kFullArrivals);
       ptx::init(shared.query_empty + i, T::Grid::kConsumers);
     }
     ptx::fence_barrier_init();
@@ -45,8 +45,10 @@ __global__ void __launch_bounds__(T::Grid::kThreads, 1)
   __syncthreads();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   if (threadIdx.x >= T::Grid::kConsumers * kWarp) {
+    if constexpr (T::Grid::kGiveRegisters) ptx::leave_registers<56>();
     Producer<T>(params, shared, depth, tile_class).run(worker);
   } else {
+    if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
     Consumer<T>(params, shared, depth, tile_class).run();
   }
 }

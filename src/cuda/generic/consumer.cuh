@@ -4,9 +4,11 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "core/dtype.h"
+#include "core/mask.h"
 #include "cuda/generic/finish.cuh"
 #include "cuda/generic/fragments.cuh"
 #include "cuda/generic/ptx.cuh"
@@ -41,9 +43,13 @@ class Consumer {
       const StageInfo block = shared_.stage_infos[stage_.index];
       if ((block.flags & kNoMoreWork) != 0) return;
       if ((block.flags & kFirstOfPiece) != 0) start_piece();
-      const std::int32_t first_key = block.first_key + slice_;
-      if (first_key < block.end && first_key + Grid::kWarpKeys > block.begin) {
-        run_slice(block, first_key);
+#pragma unroll 1
+      for (std::int32_t at = slice_; at < slice_ + Grid::kWarpKeys; at += kSliceKeys) {
+        const std::int32_t first_key = block.first_key + at;
+        if (first_key < block.end && first_key + kSliceKeys > block.begin &&
+            any_sees(first_key, first_key + kSliceKeys)) {
+          run_slice(block, first_key, at);
+        }
       }
       __syncwarp();
       if (lane_ == 0) ptx::arrive(shared_.stage_empty + stage_.index);
@@ -57,8 +63,11 @@ class Consumer {
   static constexpr int kStepsQk = T::kHeadSizeQk / kMmaRows;
   // Queries stay in registers where they are few.
   static constexpr bool kKeepQueries = Grid::kRowTiles == 1 && Grid::kRowWarps == 1;
+  // Keys that are scored at a time: of two row tiles only half of those in a block, for registers.
+  static constexpr int kSliceKeys =
+      Grid::kRowTiles > 1 && Grid::kWarpKeys > 32 ? 32 : Grid::kWarpKeys;
   // Scores of few keys are summed in two halves, to have more independent instructions.
-  static constexpr int kChains = Grid::kRowTiles * Grid::kWarpKeys <= 16 ? 2 : 1;
+  static constexpr int kChains = Grid::kRowTiles * kSliceKeys <= 16 ? 2 : 1;
 
   __device__ const auto& piece() const { return shared_.pieces[query_.index]; }
 
@@ -73,8 +82,9 @@ class Consumer {
       }
       ptx::sync(kConsumerBarrier, Grid::kConsumers * kWarp);
     }
-    queries_ = query_address<T>(
-        queries + static_cast<std::uint32_t>(first_row_ * T::kQueryPitch), lane_);
+    find_seen();
+    queries_ =
+        query_address<T>(queries + static_cast<std::uint32_t>(first_row_ * T::kQueryPitch), lane_);
     if constexpr (kKeepQueries) {
 #pragma unroll
       for (int k = 0; k < kStepsQk; ++k) {
@@ -98,6 +108,33 @@ class Consumer {
     }
   }
 
+  // What all of this warp's rows see, and what any may.
+  __device__ void find_seen() {
+    core::RowKeys all;
+    core::RowKeys any;
+    all.prefix_end = all.end = any.begin = std::numeric_limits<std::int32_t>::max();
+    for (std::int32_t row = lane_; row < Grid::kRowTiles * kMmaRows; row += kWarp) {
+      const std::int32_t r = first_row_ + row;
+      if (r >= piece().num_rows) continue;
+      all.prefix_end = min(all.prefix_end, piece().prefix_end[r]);
+      all.begin = max(all.begin, piece().begin[r]);
+      all.end = min(all.end, piece().end[r]);
+      any.prefix_end = max(any.prefix_end, piece().prefix_end[r]);
+      any.begin = min(any.begin, piece().begin[r]);
+      any.end = max(any.end, piece().end[r]);
+    }
+    all_.prefix_end = __reduce_min_sync(kAllLanes, all.prefix_end);
+    all_.begin = __reduce_max_sync(kAllLanes, all.begin);
+    all_.end = __reduce_min_sync(kAllLanes, all.end);
+    any_.prefix_end = __reduce_max_sync(kAllLanes, any.prefix_end);
+    any_.begin = __reduce_min_sync(kAllLanes, any.begin);
+    any_.end = __reduce_max_sync(kAllLanes, any.end);
+  }
+
+  __device__ bool any_sees(std::int32_t first_key, std::int32_t last_key) const {
+    return first_key < any_.prefix_end || (first_key < any_.end && last_key > any_.begin);
+  }
+
   // Makes a row of queries fp16, in the order of columns that fragments.cuh says. A row of bf16 is
   // multiplied with a power of two that brings its largest element to about 1.
   __device__ void prepare_query(std::byte* row, float& factor) {
@@ -109,9 +146,8 @@ class Consumer {
       const std::int32_t column = (lane_ + item * kWarp) * 4;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        x[item][i] = column < params_.head_size_qk
-                         ? core::load_element(T::kQuery, row, column + i)
-                         : 0.0F;
+        x[item][i] =
+            column < params_.head_size_qk ? core::load_element(T::kQuery, row, column + i) : 0.0F;
         largest = fmaxf(largest, fabsf(x[item][i]));
       }
     }
@@ -137,17 +173,17 @@ class Consumer {
     }
   }
 
-  __device__ void run_slice(const StageInfo& block, std::int32_t first_key) {
-    std::byte* rows =
-        shared_.stages + stage_.index * T::kStageBytes + slice_ * T::kRowPitch;
+  // Keys of a block from its key `at` on.
+  __device__ void run_slice(const StageInfo& block, std::int32_t first_key, std::int32_t at) {
+    std::byte* rows = shared_.stages + stage_.index * T::kStageBytes + at * T::kRowPitch;
     const std::uint32_t keys = ptx::shared_address(rows);
-    float scores[Grid::kRowTiles][Grid::kWarpKeys / 8][4];
+    float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     multiply_keys(keys, scores);
 
-    const std::int32_t last_key = first_key + Grid::kWarpKeys;
+    const std::int32_t last_key = first_key + kSliceKeys;
     const auto& p = piece();
-    const bool masked = !((first_key >= p.seen_begin && last_key <= p.seen_end) ||
-                          last_key <= p.seen_prefix_end);
+    const bool masked =
+        !((first_key >= all_.begin && last_key <= all_.end) || last_key <= all_.prefix_end);
     const bool biased = params_.qq_bias != nullptr && last_key > p.context_len &&
                         first_key < p.context_len + params_.qq_bias_size;
     const bool ruled = always_ruled_ || biased || !(p.score_scale > 0.0F);
@@ -155,13 +191,13 @@ class Consumer {
     if (ruled || masked) {
 #pragma unroll
       for (int m = 0; m < Grid::kRowTiles; ++m) {
-        rule_and_mask<Grid::kWarpKeys>(params_, p, first_row_ + m * kMmaRows, first_key, ruled,
-                                       masked, scores[m], hidden[m]);
+        rule_and_mask<kSliceKeys>(params_, p, first_row_ + m * kMmaRows, first_key, ruled, masked,
+                                  scores[m], hidden[m]);
       }
     }
     weigh(scores, ruled);
-    const bool by_element =
-        (masked || biased) && clear_and_inspect(rows, block.begin - first_key, block.end - first_key);
+    const bool by_element = (masked || biased) &&
+                            clear_and_inspect(rows, block.begin - first_key, block.end - first_key);
     if (by_element) {
       add_visible_values(rows, scores, hidden);
     } else {
@@ -171,31 +207,22 @@ class Consumer {
   }
 
   __device__ void multiply_keys(std::uint32_t keys,
-                                float (&scores)[Grid::kRowTiles][Grid::kWarpKeys / 8][4]) {
+                                float (&scores)[Grid::kRowTiles][kSliceKeys / 8][4]) {
     constexpr int kSubsteps = KeyStep<T>::kSteps;
-    float parts[kChains][Grid::kRowTiles][Grid::kWarpKeys / 8][4] = {};
+    constexpr int kPairs = kSliceKeys / 16;
+    float parts[kChains][Grid::kRowTiles][kSliceKeys / 8][4] = {};
     const std::uint32_t address = key_address<T>(keys, lane_);
+    // Operands are loaded one step ahead of the products.
+    std::uint32_t raw[2][kPairs][4];
+    std::uint32_t a[2][kSubsteps][Grid::kRowTiles][4];
+    load_step(0, address, raw[0], a[0]);
 #pragma unroll
     for (int k = 0; k < kStepsQk; k += kSubsteps) {
-      std::uint32_t a[kSubsteps][Grid::kRowTiles][4];
+      const int now = k / kSubsteps % 2;
+      if (k + kSubsteps < kStepsQk) load_step(k + kSubsteps, address, raw[1 - now], a[1 - now]);
 #pragma unroll
-      for (int sub = 0; sub < kSubsteps; ++sub) {
-#pragma unroll
-        for (int m = 0; m < Grid::kRowTiles; ++m) {
-          if constexpr (kKeepQueries) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) a[sub][m][i] = kept_queries_[k + sub][i];
-          } else {
-            ptx::load_matrices(a[sub][m], queries_ + static_cast<std::uint32_t>(
-                                                         m * kMmaRows * T::kQueryPitch +
-                                                         (k + sub) * 32));
-          }
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < Grid::kWarpKeys / 8; n += 2) {
-        const KeyStep<T> key(address + static_cast<std::uint32_t>(n * 8 * T::kRowPitch +
-                                                                  k / kSubsteps * kStepBytes));
+      for (int n = 0; n < kPairs; ++n) {
+        const KeyStep<T> key(raw[now][n]);
 #pragma unroll
         for (int sub = 0; sub < kSubsteps; ++sub) {
           const int chain = (k + sub) % kChains;
@@ -203,8 +230,8 @@ class Consumer {
           for (int m = 0; m < Grid::kRowTiles; ++m) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-              ptx::multiply_add<Element>(parts[chain][m][n + j], a[sub][m], key.b[sub][j][0],
-                                         key.b[sub][j][1]);
+              ptx::multiply_add<Element>(parts[chain][m][2 * n + j], a[now][sub][m],
+                                         key.b[sub][j][0], key.b[sub][j][1]);
             }
           }
         }
@@ -213,7 +240,7 @@ class Consumer {
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < Grid::kWarpKeys / 8; ++n) {
+      for (int n = 0; n < kSliceKeys / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           scores[m][n][i] = parts[0][m][n][i] + (kChains == 2 ? parts[kChains - 1][m][n][i] : 0.0F);
@@ -222,12 +249,37 @@ class Consumer {
     }
   }
 
-  __device__ void weigh(float (&scores)[Grid::kRowTiles][Grid::kWarpKeys / 8][4], bool ruled) {
+  // Keys and queries of column step k.
+  __device__ void load_step(int k, std::uint32_t address, std::uint32_t (&raw)[kSliceKeys / 16][4],
+                            std::uint32_t (&a)[KeyStep<T>::kSteps][Grid::kRowTiles][4]) const {
+    constexpr int kSubsteps = KeyStep<T>::kSteps;
+#pragma unroll
+    for (int sub = 0; sub < kSubsteps; ++sub) {
+#pragma unroll
+      for (int m = 0; m < Grid::kRowTiles; ++m) {
+        if constexpr (kKeepQueries) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) a[sub][m][i] = kept_queries_[k + sub][i];
+        } else {
+          ptx::load_matrices(a[sub][m],
+                             queries_ + static_cast<std::uint32_t>(m * kMmaRows * T::kQueryPitch +
+                                                                   (k + sub) * 32));
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kSliceKeys / 16; ++n) {
+      ptx::load_matrices(raw[n], address + static_cast<std::uint32_t>(n * 16 * T::kRowPitch +
+                                                                      k / kSubsteps * kStepBytes));
+    }
+  }
+
+  __device__ void weigh(float (&scores)[Grid::kRowTiles][kSliceKeys / 8][4], bool ruled) {
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       const float factor[2] = {ruled ? 1.0F : factor_[m][0], ruled ? 1.0F : factor_[m][1]};
       float keep[2];
-      if (!states_[m].template weigh<Grid::kWarpKeys>(scores[m], factor, keep)) continue;
+      if (!states_[m].template weigh<kSliceKeys>(scores[m], factor, keep)) continue;
 #pragma unroll
       for (int n = 0; n < kTilesV; ++n) {
 #pragma unroll
@@ -237,10 +289,10 @@ class Consumer {
   }
 
   __device__ void add_values(std::uint32_t values,
-                             const float (&weights)[Grid::kRowTiles][Grid::kWarpKeys / 8][4]) {
+                             const float (&weights)[Grid::kRowTiles][kSliceKeys / 8][4]) {
     const std::uint32_t address = value_address<T>(values, lane_);
 #pragma unroll
-    for (int k = 0; k < Grid::kWarpKeys / kMmaRows; ++k) {
+    for (int k = 0; k < kSliceKeys / kMmaRows; ++k) {
       std::uint32_t a[Grid::kRowTiles][4];
 #pragma unroll
       for (int m = 0; m < Grid::kRowTiles; ++m) {
@@ -250,13 +302,20 @@ class Consumer {
           a[m][i] = ptx::pack<Element>(w[0], w[1]);
         }
       }
+      constexpr int kTiles = ValueStep<T>::kTiles;
+      const std::uint32_t row = address + static_cast<std::uint32_t>(k * kMmaRows * T::kRowPitch);
+      std::uint32_t raw[2][4];
+      ptx::load_matrices_transposed(raw[0], row);
 #pragma unroll
-      for (int n = 0; n < kTilesV; n += ValueStep<T>::kTiles) {
-        const ValueStep<T> value(address +
-                                 static_cast<std::uint32_t>(k * kMmaRows * T::kRowPitch +
-                                                            n / ValueStep<T>::kTiles * kStepBytes));
+      for (int n = 0; n < kTilesV; n += kTiles) {
+        const int now = n / kTiles % 2;
+        if (n + kTiles < kTilesV) {
+          ptx::load_matrices_transposed(
+              raw[1 - now], row + static_cast<std::uint32_t>((n / kTiles + 1) * kStepBytes));
+        }
+        const ValueStep<T> value(raw[now]);
 #pragma unroll
-        for (int j = 0; j < ValueStep<T>::kTiles; ++j) {
+        for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
           for (int m = 0; m < Grid::kRowTiles; ++m) {
             ptx::multiply_add<Element>(sums_[m][n + j], a[m], value.b[j][0], value.b[j][1]);
@@ -271,10 +330,10 @@ class Consumer {
   __device__ bool clear_and_inspect(std::byte* rows, std::int32_t begin, std::int32_t end) {
     constexpr int kChunks = (T::kRowBytes - T::kKeyBytes) / 16;
     bool found = false;
-    for (std::int32_t i = lane_; i < Grid::kWarpKeys * kChunks; i += kWarp) {
+    for (std::int32_t i = lane_; i < kSliceKeys * kChunks; i += kWarp) {
       const std::int32_t row = i / kChunks;
-      auto* chunk = reinterpret_cast<uint4*>(rows + row * T::kRowPitch + T::kKeyBytes +
-                                             i % kChunks * 16);
+      auto* chunk =
+          reinterpret_cast<uint4*>(rows + row * T::kRowPitch + T::kKeyBytes + i % kChunks * 16);
       if (row < begin || row >= end) {
         *chunk = make_uint4(0, 0, 0, 0);
       } else {
@@ -285,13 +344,13 @@ class Consumer {
   }
 
   // The slow way for blocks that hold infinities or NaN which some rows must not see.
-  __device__ void add_visible_values(
-      const std::byte* rows, const float (&weights)[Grid::kRowTiles][Grid::kWarpKeys / 8][4],
-      const std::uint32_t (&hidden)[Grid::kRowTiles]) {
+  __device__ void add_visible_values(const std::byte* rows,
+                                     const float (&weights)[Grid::kRowTiles][kSliceKeys / 8][4],
+                                     const std::uint32_t (&hidden)[Grid::kRowTiles]) {
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < Grid::kWarpKeys / 8; ++n) {
+      for (int n = 0; n < kSliceKeys / 8; ++n) {
 #pragma unroll 1
         for (int k = 0; k < 8; ++k) {
           const std::byte* value = rows + (8 * n + k) * T::kRowPitch + T::kKeyBytes;
@@ -324,23 +383,27 @@ class Consumer {
   }
 
   __device__ void finish_piece() {
-    Finish<T> finish(params_, shared_, piece(), tile_class_);
+    const Finish<T> finish(params_, shared_, piece(), tile_class_, depth_.merge_columns);
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       finish.put_states(states_[m], first_row_ + m * kMmaRows);
     }
+    constexpr int kTiles = kMergeStep / 8;
+    std::int32_t first = 0;  // column of those in shared memory
 #pragma unroll
-    for (int round = 0; round < Finish<T>::kRounds; ++round) {
-      constexpr int kTiles = kTilesV / Finish<T>::kRounds;
+    for (int n = 0; n < kTilesV; n += kTiles) {
+      const std::int32_t at = n / kTiles * kMergeStep - first;
 #pragma unroll
       for (int m = 0; m < Grid::kRowTiles; ++m) {
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          finish.put_sums(sums_[m][round * kTiles + n], first_row_ + m * kMmaRows, n);
+        for (int j = 0; j < kTiles; ++j) {
+          finish.put_sums(sums_[m][n + j], first_row_ + m * kMmaRows, j, at);
         }
       }
-      if (round == 0) finish.weigh();
-      finish.write(round);
+      if (at + kMergeStep < depth_.merge_columns && n + kTiles < kTilesV) continue;
+      if (first == 0) finish.weigh();
+      finish.write(first);
+      first += depth_.merge_columns;
     }
     if constexpr (T::kFp8) ptx::fence_before_bulk_copies();
     __syncwarp();
@@ -359,6 +422,8 @@ class Consumer {
   const bool always_ruled_;
   RingPosition stage_;
   RingPosition query_;
+  core::RowKeys all_;
+  core::RowKeys any_;
   std::uint32_t queries_ = 0;
   std::uint32_t kept_queries_[kKeepQueries ? kStepsQk : 1][4];
   RowStates states_[Grid::kRowTiles];

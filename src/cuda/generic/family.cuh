@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/attend_kernel.h"
 #include "cuda/device.h"
@@ -14,30 +15,50 @@
 
 namespace diffkv::cuda::mma {
 
-// Warps of a decode tile share nothing but the merge, so blocks of keys are as large as keeps a few
-// of them in shared memory, 16 keys a warp.
-using DecodeGrid = WarpGrid<1, 4, 1, 64, 32>;
-using DecodeGridFp8 = WarpGrid<1, 8, 1, 128, 32>;
+// Warps of a decode tile share nothing but the merge. Two blocks share an SM: where tiles are
+// short, one computes while the other starts or ends a tile. Bulk copies of rows of fp8 would be
+// too many and too small.
+template <DType kStored>
+using DecodeGrid = WarpGrid<1, 4, 1, 64, 2, 2, !is_fp8(kStored)>;
 // Up to 4 tokens of a group of 16.
-using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 32>;
-using PrefillGrid = WarpGrid<8, 1, 1, 64, 32>;
+using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1, true>;
+using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
+// Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
+using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1, true>;
 
 enum TileClassIndex : std::int32_t { kDecode, kWideDecode, kPrefill, kNumClasses };
+
+// Blocks of a kernel that an SM has room for: fewer than it is made for where shared memory would
+// not hold two stages of each.
+template <class T>
+int blocks_per_sm(const Gpu& gpu) {
+  constexpr int kReserved = 1024;  // by the runtime, a block
+  const int bytes = SharedLayout<T>({2, 2, kMergeStep}).bytes + kReserved;
+  return T::Grid::kBlocksPerSm * bytes <= gpu.shared_bytes_per_sm ? T::Grid::kBlocksPerSm : 1;
+}
 
 // The deepest rings that fit; no stages if none do.
 template <class T>
 Depth depth_on(const Gpu& gpu) {
-  const auto fits = [&](std::int32_t stages, std::int32_t buffers) {
-    return SharedLayout<T>({stages, buffers}).bytes <= gpu.shared_bytes_per_block;
+  const int blocks = blocks_per_sm<T>(gpu);
+  const int available =
+      blocks == 1 ? gpu.shared_bytes_per_block : gpu.shared_bytes_per_sm / blocks - 1024;
+  const auto fits = [&](Depth depth) { return SharedLayout<T>(depth).bytes <= available; };
+  const auto deepest = [&](std::int32_t buffers, std::int32_t columns) {
+    Depth depth{kMaxStages, buffers, columns};
+    while (depth.stages > 0 && !fits(depth)) --depth.stages;
+    return depth;
   };
-  Depth depth;
-  for (std::int32_t buffers = 1; buffers <= 3; ++buffers) {
-    std::int32_t stages = kMaxStages;
-    while (stages > 0 && !fits(stages, buffers)) --stages;
-    // A second tile's queries may cost stages, a third's may not.
-    const std::int32_t least = buffers < 3 ? 2 : depth.stages;
-    if (depth.stages == 0 || stages >= least) depth = {stages, buffers};
+  Depth depth = deepest(1, kMergeStep);
+  // A second tile's queries may cost stages but two; what else is nice to have may cost none.
+  const Depth second = deepest(2, kMergeStep);
+  if (second.stages >= std::min(depth.stages, 2)) depth = second;
+  for (std::int32_t columns = 2 * kMergeStep; columns <= T::kHeadSizeV; columns *= 2) {
+    const Depth wider = deepest(depth.query_buffers, columns);
+    if (wider.stages >= std::min(depth.stages, 4)) depth = wider;
   }
+  const Depth third = deepest(3, depth.merge_columns);
+  if (third.stages >= std::min(depth.stages, 4) && depth.query_buffers == 2) depth = third;
   return depth;
 }
 
@@ -47,8 +68,7 @@ void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, cuda
   const int bytes = SharedLayout<T>(depth).bytes;
   DIFFKV_CUDA_CALL(
       cudaFuncSetAttribute(attend_mma<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  const auto workers =
-      static_cast<unsigned>(params.schedule.limits.classes[tile_class].workers);
+  const auto workers = static_cast<unsigned>(params.schedule.limits.classes[tile_class].workers);
   attend_mma<T><<<workers, T::Grid::kThreads, bytes, stream>>>(params, depth, tile_class);
   DIFFKV_CUDA_CALL(cudaGetLastError());
 }
@@ -57,9 +77,22 @@ template <DType kQuery, DType kStored, int kHeadSizeQk, int kHeadSizeV>
 struct Family {
   template <class Grid>
   using TileOf = Tile<Grid, kQuery, kStored, kHeadSizeQk, kHeadSizeV>;
-  using Decode = TileOf<std::conditional_t<is_fp8(kStored), DecodeGridFp8, DecodeGrid>>;
+  using Decode = TileOf<DecodeGrid<kStored>>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
+  using TallPrefill = TileOf<TallPrefillGrid>;
+  static constexpr bool kHasTall = kHeadSizeV <= 128;
+
+  // Calls fn with the tile, as std::type_identity, that prefill takes on a GPU: the tallest that
+  // its shared memory holds.
+  template <class Fn>
+  static auto with_prefill(const Gpu& gpu, Fn&& fn) {
+    if constexpr (kHasTall) {
+      if (gpu.capability() == 90) return fn(std::type_identity<TallPrefill>());
+    }
+    if (depth_on<Prefill>(gpu).stages > 0) return fn(std::type_identity<Prefill>());
+    return fn(std::type_identity<WideDecode>());
+  }
 
   template <class T>
   static TileClass tile_class(const Gpu& gpu) {
@@ -67,20 +100,29 @@ struct Family {
     cls.tile_rows = T::Grid::kRows;
     cls.max_seq_rows = T::Grid::kRows;
     cls.block_keys = T::Grid::kBlockKeys;
-    cls.workers = gpu.num_sms;
+    cls.workers = gpu.num_sms * blocks_per_sm<T>(gpu);
     return cls;
   }
 
-  static ScheduleLimits limits(const PlanKey& /*key*/, const Gpu& gpu) {
+  // Workers side by side that make neighbouring heads' rows one stretch of memory.
+  static std::int32_t head_lanes(const PlanKey& key, std::int32_t workers) {
+    std::int32_t lanes = 4;
+    while (key.num_kv_heads % lanes != 0 || workers % lanes != 0) lanes /= 2;
+    return lanes;
+  }
+
+  static ScheduleLimits limits(const PlanKey& key, const Gpu& gpu) {
     ScheduleLimits limits;
     limits.num_classes = kNumClasses;
     limits.classes[kDecode] = tile_class<Decode>(gpu);
     limits.classes[kWideDecode] = tile_class<WideDecode>(gpu);
-    limits.classes[kPrefill] = tile_class<Prefill>(gpu);
+    limits.classes[kPrefill] = with_prefill(
+        gpu, [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); });
     // A decode tile's end costs as much as reading half a block.
     for (const std::int32_t c : {kDecode, kWideDecode}) {
       limits.classes[c].block_cost = 2;
       limits.classes[c].tile_cost = 1;
+      limits.classes[c].head_lanes = head_lanes(key, limits.classes[c].workers);
     }
     // Its partials are wide: fewer of them.
     limits.classes[kPrefill].invariant_max_pieces = 4;
@@ -97,13 +139,14 @@ struct Family {
         launch_tile<WideDecode>(params, tile_class, stream);
         return;
       default:
-        launch_tile<Prefill>(params, tile_class, stream);
+        with_prefill(current_gpu(), [&](auto tile) {
+          launch_tile<typename decltype(tile)::type>(params, tile_class, stream);
+        });
     }
   }
 
   static bool fits(const Gpu& gpu) {
-    return depth_on<Decode>(gpu).stages > 0 && depth_on<WideDecode>(gpu).stages > 0 &&
-           depth_on<Prefill>(gpu).stages > 0;
+    return depth_on<Decode>(gpu).stages > 0 && depth_on<WideDecode>(gpu).stages > 0;
   }
 };
 

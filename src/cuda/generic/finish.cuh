@@ -24,14 +24,14 @@ class Finish {
  public:
   using Grid = typename T::Grid;
   using Piece = typename Shared<T>::Piece;
-  static constexpr int kRounds = T::kHeadSizeV / Grid::kMergeColumns;
 
   __device__ Finish(const AttendKernelParams& params, const Shared<T>& shared, const Piece& piece,
-                    std::int32_t tile_class)
+                    std::int32_t tile_class, std::int32_t merge_columns)
       : params_(params),
         shared_(shared),
         piece_(piece),
         tile_class_(tile_class),
+        merge_columns_(merge_columns),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         key_warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp % Grid::kKeyWarps) {}
 
@@ -47,13 +47,15 @@ class Finish {
     }
   }
 
-  // Accumulator tile n of a round.
-  __device__ void put_sums(const float (&sums)[4], std::int32_t first_row, int n) const {
+  // Accumulator tile n of the columns from `column` on.
+  __device__ void put_sums(const float (&sums)[4], std::int32_t first_row, int n,
+                           std::int32_t column) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const std::int32_t row = key_warp_ * Grid::kRows + first_row + lane_ / 4 + 8 * h;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) *sum_at(row, column_of<T>(n, lane_, i)) = sums[2 * h + i];
+      for (int i = 0; i < 2; ++i)
+        *sum_at(row, column + column_of<T>(n, lane_, i)) = sums[2 * h + i];
     }
   }
 
@@ -66,19 +68,22 @@ class Finish {
     }
   }
 
-  // Merges and writes the columns that were put last.
-  __device__ void write(int round) const {
+  // Merges and writes the columns that were put last, of which `first` is the first.
+  __device__ void write(std::int32_t first) const {
     sync();
-    constexpr int kChunks = Grid::kMergeColumns / 4;
-    for (std::int32_t item = static_cast<std::int32_t>(threadIdx.x); item < Grid::kRows * kChunks;
-         item += Grid::kConsumers * kWarp) {
-      const std::int32_t row = item / kChunks;
-      const std::int32_t column = item % kChunks * 4;
-      if (row < piece_.num_rows && round * Grid::kMergeColumns + column < params_.head_size_v) {
-        write_columns(row, merged(row, column), round * Grid::kMergeColumns + column);
+    const std::int32_t end = min(first + merge_columns_, params_.head_size_v);
+    // A thread's columns are the same in every row that it writes.
+    const std::int32_t chunks = merge_columns_ / 4;
+    const std::int32_t column =
+        static_cast<std::int32_t>(threadIdx.x) & (chunks - 1);  // a power of two
+    const std::int32_t step = Grid::kConsumers * kWarp / chunks;
+    if (first + column * 4 < end) {
+      for (std::int32_t row = static_cast<std::int32_t>(threadIdx.x) / chunks;
+           row < piece_.num_rows; row += step) {
+        write_columns(row, merged(row, column * 4), first + column * 4);
       }
     }
-    // The next round, or piece, puts its sums in the same place.
+    // The next columns, or the next piece's, are put in the same place.
     sync();
   }
 
@@ -92,7 +97,7 @@ class Finish {
 
   // Columns are exchanged in groups of 8, so that the same ones of 4 rows lie in different banks.
   __device__ float* sum_at(std::int32_t row, std::int32_t column) const {
-    return shared_.merge + row * Grid::kMergeColumns + (column ^ row % 4 * 8);
+    return shared_.merge + row * merge_columns_ + (column ^ row % 4 * 8);
   }
 
   __device__ Place place_of(std::int32_t row) const {
@@ -132,11 +137,14 @@ class Finish {
     }
     const Place place = place_of(row);
     if (place.token >= params_.schedule.tables.num_tokens) return;
-    const RowEnd end = finish_row(params_, place.token, place.head, piece_.kv_head, state,
-                                  /*writes_lse=*/true);
-    const float factor = end.empty ? 0.0F : end.factor;
+    const core::SoftmaxEnd end = core::finish(state, piece_.sink[row]);
+    const float factor = end.empty ? 0.0F : end.factor * piece_.value_scale;
 #pragma unroll
     for (int w = 0; w < Grid::kKeyWarps; ++w) weights[w * Grid::kRows] *= factor;
+    if (params_.lse != nullptr) {
+      params_.lse[place.head * params_.lse_stride_head + place.token * params_.lse_stride_token] =
+          end.lse;
+    }
   }
 
   // Sums of no weight are left out: a row that saw nothing is zero whatever they hold.
@@ -191,6 +199,7 @@ class Finish {
   const Shared<T>& shared_;
   const Piece& piece_;
   const std::int32_t tile_class_;
+  const std::int32_t merge_columns_;
   const std::int32_t lane_;
   const std::int32_t key_warp_;
 };

@@ -70,10 +70,8 @@ template <class T>
 struct KeyStep {
   static constexpr int kSteps = T::kFp8 ? 2 : 1;  // of 16 columns
 
-  // `address`: key_address() of the keys, plus kStepBytes a step.
-  __device__ explicit KeyStep(std::uint32_t address) {
-    std::uint32_t m[4];
-    ptx::load_matrices(m, address);
+  // `m`: what ldmatrix gives at key_address() of the keys, plus kStepBytes a step.
+  __device__ explicit KeyStep(const std::uint32_t (&m)[4]) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       if constexpr (T::kFp8) {
@@ -101,10 +99,8 @@ template <class T>
 struct ValueStep {
   static constexpr int kTiles = T::kFp8 ? 4 : 2;
 
-  // `address`: value_address() of the keys, plus kStepBytes a step.
-  __device__ explicit ValueStep(std::uint32_t address) {
-    std::uint32_t m[4];
-    ptx::load_matrices_transposed(m, address);
+  // `m`: what ldmatrix.trans gives at value_address() of the keys, plus kStepBytes a step.
+  __device__ explicit ValueStep(const std::uint32_t (&m)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int n = i / 2;  // group of 16 bytes

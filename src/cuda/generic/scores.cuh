@@ -54,9 +54,8 @@ __device__ inline float ruled_score(const AttendKernelParams& p, const RowRules&
 __device__ inline float bias_at(const AttendKernelParams& p, std::int32_t token,
                                 std::int32_t offset) {
   if (offset < 0 || offset >= p.qq_bias_size || token >= p.qq_bias_size) return 0.0F;
-  return core::load_element(
-      p.qq_bias_dtype, p.qq_bias,
-      token * p.qq_bias_stride_row + offset * p.qq_bias_stride_column);
+  return core::load_element(p.qq_bias_dtype, p.qq_bias,
+                            token * p.qq_bias_stride_row + offset * p.qq_bias_stride_column);
 }
 
 // Makes the products of rows first_row + lane / 4 (+ 8) with keys from first_key on scores, and

@@ -33,7 +33,7 @@ struct Shared {
 
   std::byte* stages;   // [stages, kBlockKeys, kRowPitch]: K, then V
   std::byte* queries;  // [query buffers, kRows, kQueryPitch]
-  float* merge;        // [kKeyWarps, kRows, kMergeColumns], see Finish::sum_at
+  float* merge;        // [kKeyWarps, kRows, merge_columns], see Finish::sum_at
   Piece* pieces;       // [query buffers]
   float* row_max;      // [kKeyWarps, kRows]
   float* row_sum;      // [kKeyWarps, kRows]

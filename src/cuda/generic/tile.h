@@ -20,22 +20,29 @@ inline constexpr int kRowPadding = 16;
 // How a block's consumer warps share a tile: kRowWarps x kKeyWarps warps, each with kRowTiles x 16
 // rows and kBlockKeys / kKeyWarps keys of every block of keys. Warps that share rows keep partial
 // sums of their own, merged at a piece's end.
+// kProducers more warps copy. kBulkValue: by bulk copies, one a row, where the GPU has them; else
+// 16 bytes a lane.
 template <int kRowWarpsValue, int kKeyWarpsValue, int kRowTilesValue, int kBlockKeysValue,
-          int kMergeColumnsValue>
+          int kProducersValue, int kBlocksPerSmValue, bool kBulkValue>
 struct WarpGrid {
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
   static constexpr int kRowTiles = kRowTilesValue;
   static constexpr int kBlockKeys = kBlockKeysValue;
-  // Columns of the sums that are merged at a time: a compromise between the shared memory that it
-  // takes and barriers.
-  static constexpr int kMergeColumns = kMergeColumnsValue;
+  static constexpr int kProducers = kProducersValue;
+  static constexpr int kBlocksPerSm = kBlocksPerSmValue;  // where they fit
+  static constexpr bool kBulk = kBulkValue;
 
   static constexpr int kRows = kRowWarps * kRowTiles * kMmaRows;
   static constexpr int kWarpKeys = kBlockKeys / kKeyWarps;
   static constexpr int kConsumers = kRowWarps * kKeyWarps;
-  static constexpr int kThreads = (kConsumers + 1) * kWarp;
-  static_assert(kWarpKeys % kMmaRows == 0);
+  static constexpr int kThreads = (kConsumers + kProducers) * kWarp;
+  // Accumulators of two row tiles fit if the producers' registers are given to the consumers.
+  static constexpr bool kGiveRegisters = kRowTiles > 1;
+  // Keys of a block, and rows of queries, that one producer warp copies.
+  static constexpr int kProducerKeys = kBlockKeys / kProducers;
+  static constexpr int kProducerRows = kRows / kProducers;
+  static_assert(kWarpKeys % kMmaRows == 0 && kProducerKeys % 4 == 0 && kProducerKeys <= kWarp);
 };
 
 // One kernel: a warp grid, the types, and the head sizes it has room for. True sizes may be
@@ -61,19 +68,23 @@ struct Tile {
   static constexpr int kStageBytes = kRowPitch * Grid::kBlockKeys;
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kRowPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
-  static constexpr int kMergeBytes = Grid::kKeyWarps * Grid::kRows * Grid::kMergeColumns * 4;
-  static_assert(kHeadSizeV % Grid::kMergeColumns == 0);
+  // Of a column of the sums to be merged.
+  static constexpr int kMergeBytes = Grid::kKeyWarps * Grid::kRows * 4;
 };
 
-// What the block loads ahead.
+// Columns of sums are merged in multiples of this.
+inline constexpr int kMergeStep = 32;
+
+// What a block has shared memory for.
 struct Depth {
-  std::int32_t stages = 0;         // blocks of keys
-  std::int32_t query_buffers = 0;  // tiles' queries
+  std::int32_t stages = 0;         // blocks of keys loaded ahead
+  std::int32_t query_buffers = 0;  // tiles' queries, likewise
+  std::int32_t merge_columns = 0;  // of the sums, merged at a time
 };
 
 // What one piece's consumers need to know, made by the producer.
 template <int kRows>
-struct PieceInfo {
+struct alignas(16) PieceInfo {
   std::int32_t seq;
   std::int32_t kv_head;
   std::int32_t first_row;
@@ -81,17 +92,14 @@ struct PieceInfo {
   std::int32_t slot;
   std::int32_t context_len;
   std::int32_t first_token;  // of the sequence
-  // Keys that every row sees.
-  std::int32_t seen_prefix_end;
-  std::int32_t seen_begin;
-  std::int32_t seen_end;
   float score_scale;
-  std::int32_t unused;
-  // What each row sees; its ALiBi slope; what its query was multiplied with.
+  float value_scale;
+  // What each row sees; its ALiBi slope and sink; what its query was multiplied with.
   std::int32_t prefix_end[kRows];
   std::int32_t begin[kRows];
   std::int32_t end[kRows];
   float slope[kRows];
+  float sink[kRows];
   float query_factor[kRows];
 };
 
@@ -112,7 +120,7 @@ struct SharedLayout {
   DIFFKV_HD explicit SharedLayout(Depth depth)
       : queries(depth.stages * T::kStageBytes),
         merge(queries + depth.query_buffers * T::kQueryBytes),
-        pieces(merge + T::kMergeBytes),
+        pieces(merge + depth.merge_columns * T::kMergeBytes),
         row_max(pieces + depth.query_buffers * static_cast<int>(sizeof(Piece))),
         row_sum(row_max + kRowFloats),
         weights(row_sum + kRowFloats),
@@ -121,7 +129,6 @@ struct SharedLayout {
         bytes(barriers + (2 * kMaxStages + 2 * kMaxQueryBuffers) * 8) {}
 
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
-  static_assert(sizeof(Piece) % 16 == 0);
 
   int queries;
   int merge;
