@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 PREFIX ?= /usr/local
 JOBS := $(shell nproc)
+CUDA_FLAGS = $(shell scripts/cuda_flags.sh)
 
 help:
 	@echo 'make run                  set up, build, replay the sample trace and verify it'
@@ -18,12 +19,12 @@ help:
 
 build:
 	@scripts/setup.sh build test
-	@cmake --preset release > /dev/null
+	@cmake --preset release $(CUDA_FLAGS) > /dev/null
 	@cmake --build --preset release -j $(JOBS)
 
 run:
 	@scripts/setup.sh build
-	@cmake --preset release -DDIFFKV_BUILD_TESTS=OFF > /dev/null
+	@cmake --preset release $(CUDA_FLAGS) -DDIFFKV_BUILD_TESTS=OFF > /dev/null
 	@cmake --build --preset release -j $(JOBS)
 	build/release/cli/diffkv replay examples/traces/sample.csv --verify 200
 

@@ -22,7 +22,7 @@ run_tests() {  # PRESET [CTEST ARGUMENT...]
   local preset=$1 junit=$PWD/build/$1/junit.xml
   shift
   printf '\n=== %s: build\n' "$preset"
-  cmake --preset "$preset" > "build-$preset.log.tmp" 2>&1
+  cmake --preset "$preset" "$(scripts/cuda_flags.sh)" > "build-$preset.log.tmp" 2>&1
   local configured=$?
   mkdir -p "build/$preset" && mv "build-$preset.log.tmp" "build/$preset/configure.log"
   if [ $configured -ne 0 ]; then
