@@ -232,9 +232,10 @@ class WideTile : public TileBase {
     const float* sum = folded_any_ ? own_.folded_sum : own_.sum;
     for (std::int64_t row = 0; row < num_rows(); ++row) {
       float* acc = destination(row, block_.row);
-      for (std::int64_t c = 0; c < args_.cache.head_size_v; ++c) {
-        acc[c] = sums[place(row, args_.cache.head_size_v, c)];
-      }
+      const std::int64_t group = row / kGroupWidth * kGroupWidth;
+      const std::int64_t stride = std::min(width_ - group, kGroupWidth);
+      const float* from = sums + group * args_.cache.head_size_v + (row - group);
+      for (std::int64_t c = 0; c < args_.cache.head_size_v; ++c) acc[c] = from[c * stride];
       finish_row(row, {max[row], sum[row]}, acc);
     }
   }
@@ -273,12 +274,6 @@ class WideTile : public TileBase {
     std::fill_n(own_.acc, width_ * args_.cache.head_size_v, 0.0F);
     std::fill_n(own_.max, width_, core::kNegInf);
     std::fill_n(own_.sum, width_, 0.0F);
-  }
-
-  // Element (i, row) of a [size, rows] array, which is stored group by group.
-  std::int64_t place(std::int64_t row, std::int64_t size, std::int64_t i) const {
-    const std::int64_t group = row / kGroupWidth * kGroupWidth;
-    return group * size + i * std::min(width_ - group, kGroupWidth) + (row - group);
   }
 
   void load_rows() {
