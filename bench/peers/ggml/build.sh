@@ -13,5 +13,5 @@ if [ ! -d "$ggml" ]; then
   tar -xzf "$sources/llama_cpp_python-$version.tar.gz" -C "$sources"
 fi
 cmake -S "$root" -B "$root/build/peers" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-  -DDIFFKV_BUILD_TESTS=OFF -DDIFFKV_GGML_DIR="$ggml"
+  -DDIFFKV_BUILD_TESTS=OFF -DDIFFKV_CUDA=OFF -DDIFFKV_GGML_DIR="$ggml"
 cmake --build "$root/build/peers" --target diffkv_cli ggml_peer
