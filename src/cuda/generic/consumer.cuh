@@ -77,8 +77,9 @@ class Consumer {
                                   static_cast<std::uint32_t>(query_.index * T::kQueryBytes);
     if constexpr (T::kFp8) {
       for (std::int32_t row = warp_; row < piece().num_rows; row += Grid::kConsumers) {
-        prepare_query(shared_.queries + query_.index * T::kQueryBytes + row * T::kQueryPitch,
-                      shared_.pieces[query_.index].query_factor[row]);
+        const float factor =
+            prepare_query(shared_.queries + query_.index * T::kQueryBytes + row * T::kQueryPitch);
+        if (lane_ == 0) shared_.pieces[query_.index].query_factor[row] = factor;
       }
       ptx::sync(kConsumerBarrier, Grid::kConsumers * kWarp);
     }
@@ -136,8 +137,9 @@ class Consumer {
   }
 
   // Makes a row of queries fp16, in the order of columns that fragments.cuh says. A row of bf16 is
-  // multiplied with a power of two that brings its largest element to about 1.
-  __device__ void prepare_query(std::byte* row, float& factor) {
+  // multiplied with a power of two that brings its largest element to about 1; returns what undoes
+  // that.
+  __device__ float prepare_query(std::byte* row) {
     constexpr int kItems = (T::kHeadSizeQk / 4 + kWarp - 1) / kWarp;
     float x[kItems][4];
     float largest = 0.0F;
@@ -152,7 +154,7 @@ class Consumer {
       }
     }
     float up = 1.0F;
-    factor = 1.0F;
+    float factor = 1.0F;
     if constexpr (T::kQuery == DType::kBF16) {
       const std::uint32_t bits = __reduce_max_sync(kAllLanes, __float_as_uint(largest));
       const std::uint32_t exponent = bits >> 23;
@@ -171,6 +173,7 @@ class Consumer {
       group[t] = ptx::pack<__half>(x[item][0] * up, x[item][1] * up);
       group[t + 4] = ptx::pack<__half>(x[item][2] * up, x[item][3] * up);
     }
+    return factor;
   }
 
   // Keys of a block from its key `at` on.
@@ -327,6 +330,7 @@ class Consumer {
 
   // Zeroes the values of the slice's keys outside [begin, end), which were not loaded. Returns
   // whether a value of the others is not finite, which zero weights would not keep out.
+  // Warps of other rows may do the same at the same time; all write zeros, and each reads its own.
   __device__ bool clear_and_inspect(std::byte* rows, std::int32_t begin, std::int32_t end) {
     constexpr int kChunks = (T::kRowBytes - T::kKeyBytes) / 16;
     bool found = false;
@@ -340,6 +344,8 @@ class Consumer {
         found = any_not_finite<T>(*chunk) || found;
       }
     }
+    // A vote orders no accesses to memory; other lanes read what this one zeroed.
+    __syncwarp();
     return __any_sync(kAllLanes, found);
   }
 
