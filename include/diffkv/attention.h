@@ -119,8 +119,8 @@ struct AttendArgs {
 // negative slots are skipped. Nothing else in the cache changes. fp8 caches get
 // e4m3(x / scale), computed in fp32, rounded to nearest even and saturated; NaN stays NaN; inputs
 // already in the cache's fp8 type are copied. If a slot occurs twice the later token wins on the
-// CPU; on a GPU, whose threads write in no order, each 8 elements are one of the tokens'. There slots
-// past the pool are skipped, too. Throws Error before anything is written.
+// CPU; on a GPU, whose threads write in no order, each 8 elements are one of the tokens'. There
+// slots past the pool are skipped, too. Throws Error before anything is written.
 void update_cache(const Backend& backend, const ConstTensorView& key, const ConstTensorView& value,
                   const KvCacheView& cache, const ConstTensorView& slot_mapping,
                   Stream stream = {});

@@ -136,8 +136,7 @@ struct Planned {
           if (tiles.tile_class != c) continue;
           const InvariantCut cut = invariant_cut(counted, tiles, seq);
           if (cut.ranges <= 1) continue;
-          tables.num_slots +=
-              cut.slots_per_tile * tiles.count();
+          tables.num_slots += cut.slots_per_tile * tiles.count();
         }
       }
       plan_on_host(key, limits, batch, tables);
