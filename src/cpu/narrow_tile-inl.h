@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -131,18 +130,8 @@ class NarrowBf16Products {
           reinterpret_cast<const std::byte*>(block_.values + k * n);
     }
     accumulate_from(DType::kBF16, finite.data(), rows.count(), fetch, keep, acc);
-    for (std::int64_t k = 0; k < rows.count(); ++k) {
-      for (std::int64_t c = 0; c < n; ++c) {
-        const float x =
-            core::load_element(cache.value.dtype, rows.value[static_cast<std::size_t>(k)], c);
-        if (std::isfinite(x)) continue;
-        for (std::int64_t r = 0; r < num_rows; ++r) {
-          const float p = block_.scores[r * kBlockKeys + k];
-          if (core::bits_of(p) == core::bits_of(-0.0F)) continue;
-          acc[r * padded(n) + c] += p * x;
-        }
-      }
-    }
+    add_nonfinite(rows, cache.value.dtype, n, num_rows, block_.scores, /*p_key=*/1, kBlockKeys, acc,
+                  /*acc_column=*/1, padded(n));
   }
 
  private:

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -161,18 +160,8 @@ class Bf16Products {
     bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()),
                         (rows.count() + 1) / 2 * 2 * cache.head_size_v);
     accumulate<kVectors>(group, rows, fetch);
-    for (std::int64_t k = 0; k < rows.count(); ++k) {
-      for (std::int64_t c = 0; c < cache.head_size_v; ++c) {
-        const float x =
-            core::load_element(cache.value.dtype, rows.value[static_cast<std::size_t>(k)], c);
-        if (std::isfinite(x)) continue;
-        for (std::int64_t r = 0; r < count; ++r) {
-          const float p = group.scores[k * kWidth + r];
-          if (core::bits_of(p) == core::bits_of(-0.0F)) continue;
-          group.acc[c * kWidth + r] += p * x;
-        }
-      }
-    }
+    add_nonfinite(rows, cache.value.dtype, cache.head_size_v, count, group.scores, kWidth,
+                  /*p_row=*/1, group.acc, kWidth, /*acc_row=*/1);
   }
 
  private:
