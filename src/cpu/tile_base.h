@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -120,26 +119,6 @@ struct RowInfo {
     return rest;
   }
 };
-
-// Adds p * value to the sums of the rows that see it for every value of the block that is NaN or
-// infinite; a hidden key's p is -0. Strides of p are from key to key and row to row, those of acc
-// from column to column and row to row.
-inline void add_nonfinite(const BlockRows& rows, DType dtype, std::int64_t head_size_v,
-                          std::int64_t num_rows, const float* p, std::int64_t p_key,
-                          std::int64_t p_row, float* acc, std::int64_t acc_column,
-                          std::int64_t acc_row) {
-  for (std::int64_t k = 0; k < rows.count(); ++k) {
-    for (std::int64_t c = 0; c < head_size_v; ++c) {
-      const float x = core::load_element(dtype, rows.value[static_cast<std::size_t>(k)], c);
-      if (std::isfinite(x)) continue;
-      for (std::int64_t r = 0; r < num_rows; ++r) {
-        const float weight = p[k * p_key + r * p_row];
-        if (core::bits_of(weight) == core::bits_of(-0.0F)) continue;
-        acc[c * acc_column + r * acc_row] += weight * x;
-      }
-    }
-  }
-}
 
 // What is done to the scores of a block besides scaling.
 struct ScoreRules {
