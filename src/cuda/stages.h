@@ -1,6 +1,6 @@
 // The stages' launches. All of them enqueue on the stream of the current device, allocate nothing
-// and wait for nothing; which kernels run depends on shapes and types alone. They throw Error if a
-// launch is refused.
+// and wait for nothing; which kernels run depends on shapes, types and the batch's bound on query
+// lengths alone. They throw Error if a launch is refused.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -15,6 +15,7 @@
 #include "core/mask.h"
 #include "diffkv/backend.h"
 #include "diffkv/plan.h"
+#include "plan/classes.h"
 #include "plan/host_plan.h"
 #include "plan/shares.h"
 
@@ -107,8 +108,10 @@ struct Planned {
       cls.uncut_per_share = 16;
       cls.invariant_max_tiles = 3;
       cls.invariant_max_pieces = 4;
-      cls.invariant_max_pieces = 4;
     }
+    // Some queries are longer than the batch says.
+    if (uniform(rng, 0, 1) == 0) batch.max_query_len = uniform(rng, 1, 6);
+    limits = bounded(limits, key, batch);
     loc_copy.resize(query_start_loc.size());
     len_copy.resize(seq_lens.size() + 1);
     slot_before.resize(query_start_loc.size());
