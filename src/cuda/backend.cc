@@ -104,14 +104,15 @@ class CudaBackend final : public Backend {
   void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
             detail::PlanTables& tables, Stream stream) const override {
     const DeviceGuard guard(batch.query_start_loc.device);
-    plan_on_device(key, limits, batch, tables, handle_of(stream));
+    plan_on_device(key, limits, batch, tables, gpu(batch.query_start_loc.device.index),
+                   handle_of(stream));
   }
 
   void update_cache(const ConstTensorView& key, const ConstTensorView& value,
                     const KvCacheView& cache, const ConstTensorView& slot_mapping,
                     Stream stream) const override {
     const DeviceGuard guard(cache.device);
-    cuda::update_cache(key, value, cache, slot_mapping, handle_of(stream));
+    cuda::update_cache(key, value, cache, slot_mapping, gpu(cache.device.index), handle_of(stream));
   }
 
   void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
@@ -129,7 +130,8 @@ class CudaBackend final : public Backend {
                Stream stream) const override {
     if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
-    cuda::combine(attend_kernel_params(params, args, plan), handle_of(stream));
+    cuda::combine(attend_kernel_params(params, args, plan), gpu(args.query.device.index),
+                  handle_of(stream));
   }
 
   void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,

@@ -105,7 +105,7 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
   std::array<std::int32_t, kMaxTileClasses> next_slot = tables.first_slot;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) tables.cost_before[c][0] = 0;
   for (std::int32_t s = 0; s < view.num_seqs; ++s) {
-    const SeqWork work = seq_work(view, s);
+    const SeqWork work = seq_work(view, seq_mask(view, s));
     for (std::int32_t c = 0; c < limits.num_classes; ++c) {
       tables.cost_before[c][s + 1] =
           tables.cost_before[c][s] + (c == work.tile_class ? work.cost : 0);
