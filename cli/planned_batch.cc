@@ -73,6 +73,7 @@ void PlannedBatch::make_batch(const PlanKey& key, const std::vector<SeqLengths>&
     query_start_loc_.push_back(query_start_loc_.back() + seq.query_len);
     seq_lens_.push_back(seq.seq_len);
     maxima_.max_seq_len = std::max<std::int64_t>(maxima_.max_seq_len, seq.seq_len);
+    batch_.max_query_len = std::max<std::int64_t>(batch_.max_query_len, seq.query_len);
   }
   batch_.num_seqs = static_cast<std::int64_t>(n);
   batch_.num_actual_tokens = query_start_loc_.back();

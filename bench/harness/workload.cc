@@ -205,6 +205,9 @@ void Workload::make_batch() {
   Batch& batch = host_args_.batch;
   batch.num_seqs = num_seqs;
   batch.num_actual_tokens = scenario_.num_tokens();
+  for (const Seq& seq : scenario_.seqs) {
+    batch.max_query_len = std::max(batch.max_query_len, seq.query_len);
+  }
   batch.query_start_loc = view_of(query_start_loc_.data(), {num_seqs + 1});
   batch.seq_lens = view_of(seq_lens_.data(), {num_seqs});
   if (scenario_.block_size == 0) {

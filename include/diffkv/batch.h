@@ -16,6 +16,12 @@ struct Batch {
   // Query rows to compute: rows at and past min(num_actual_tokens, query_start_loc[num_seqs]) are
   // not touched.
   std::int64_t num_actual_tokens = 0;
+  // Optional: no sequence has more query rows than this; 0: not known, so num_actual_tokens is
+  // taken. Tile classes that only longer queries need are then neither planned nor launched. On the
+  // host a longer query is refused. In device memory nobody can see one beforehand: it is computed
+  // in tiles of the largest class there is, which is right but slow, and in a batch-invariant plan
+  // not bit for bit the same.
+  std::int64_t max_query_len = 0;
 
   ConstTensorView query_start_loc;  // int32 [num_seqs + 1], starts at 0, never falls
   ConstTensorView seq_lens;         // int32 [num_seqs]

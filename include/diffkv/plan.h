@@ -128,8 +128,11 @@ class Plan {
   Plan() = default;
 
   const PlanKey& key() const { return key_; }
+  // The tile classes that can have work.
   const ScheduleLimits& limits() const { return limits_; }
   const detail::PlanTables& tables() const { return tables_; }
+  // The batch's, 0 where it was not known.
+  std::int64_t max_query_len() const { return max_query_len_; }
   // A hash of the batch's causal_per_seq, prefix_lens and mm_ranges, where they are on the host.
   std::uint64_t mask_fingerprint() const { return mask_fingerprint_; }
   // Where the batch and the workspace are.
@@ -148,6 +151,7 @@ class Plan {
   ScheduleLimits limits_;
   detail::PlanTables tables_;
   Device device_;
+  std::int64_t max_query_len_ = 0;
   std::uint64_t mask_fingerprint_ = 0;
 };
 

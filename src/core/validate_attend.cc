@@ -155,6 +155,10 @@ void validate_planned(const Batch& batch, const Plan& plan) {
     refuse("the batch has num_actual_tokens {}, the plan was made for {}", batch.num_actual_tokens,
            tables.num_tokens);
   }
+  if (batch.max_query_len != plan.max_query_len()) {
+    refuse("the batch has max_query_len {}, the plan was made for {}", batch.max_query_len,
+           plan.max_query_len());
+  }
   check_device("query_start_loc", batch.query_start_loc.device, "the plan", plan.device());
   if (plan.device().type != DeviceType::kCpu) return;
   const auto compare = [](std::string_view name, const ConstTensorView& view,

@@ -57,9 +57,15 @@ void check_query_start_loc(const Batch& batch, const BatchLimits& limits) {
   const std::int32_t* starts = int32_data(batch.query_start_loc);
   if (starts[0] != 0) refuse("query_start_loc[0] is {}, expected 0", starts[0]);
   for (std::int64_t s = 0; s < batch.num_seqs; ++s) {
-    if (starts[s + 1] >= starts[s]) continue;
-    refuse("query_start_loc[{}] is {}, expected query_start_loc[{}] = {} or more", s + 1,
-           starts[s + 1], s, starts[s]);
+    if (starts[s + 1] < starts[s]) {
+      refuse("query_start_loc[{}] is {}, expected query_start_loc[{}] = {} or more", s + 1,
+             starts[s + 1], s, starts[s]);
+    }
+    const std::int64_t query_len = std::int64_t{starts[s + 1]} - starts[s];
+    if (batch.max_query_len > 0 && query_len > batch.max_query_len) {
+      refuse("query_start_loc[{}] - query_start_loc[{}] is {}, the batch has max_query_len {}",
+             s + 1, s, query_len, batch.max_query_len);
+    }
   }
   if (starts[batch.num_seqs] > limits.tokens) {
     refuse("query_start_loc[{}] is {}, {} {}", batch.num_seqs, starts[batch.num_seqs],
@@ -112,6 +118,9 @@ void check_batch_tensors(const PlanKey& key, const Batch& batch) {
   }
   if (batch.num_actual_tokens < 0 || batch.num_actual_tokens > kMaxInt32) {
     refuse("num_actual_tokens is {}, expected 0 to {}", batch.num_actual_tokens, kMaxInt32);
+  }
+  if (batch.max_query_len < 0 || batch.max_query_len > kMaxInt32) {
+    refuse("max_query_len is {}, expected 0 (not known) to {}", batch.max_query_len, kMaxInt32);
   }
   const Dim seqs = exactly("num_seqs", batch.num_seqs, "the batch has");
   check_index("query_start_loc", batch, batch.query_start_loc, DType::kI32,

@@ -6,6 +6,7 @@
 #include "core/softmax.h"
 #include "cpu/kernels.h"
 #include "cpu/row_io.h"
+#include "plan/parts.h"
 
 namespace diffkv::cpu {
 namespace {

@@ -104,14 +104,15 @@ class CudaBackend final : public Backend {
   void plan(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
             detail::PlanTables& tables, Stream stream) const override {
     const DeviceGuard guard(batch.query_start_loc.device);
-    plan_on_device(key, limits, batch, tables, handle_of(stream));
+    plan_on_device(key, limits, batch, tables, gpu(batch.query_start_loc.device.index),
+                   handle_of(stream));
   }
 
   void update_cache(const ConstTensorView& key, const ConstTensorView& value,
                     const KvCacheView& cache, const ConstTensorView& slot_mapping,
                     Stream stream) const override {
     const DeviceGuard guard(cache.device);
-    cuda::update_cache(key, value, cache, slot_mapping, handle_of(stream));
+    cuda::update_cache(key, value, cache, slot_mapping, gpu(cache.device.index), handle_of(stream));
   }
 
   void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
@@ -129,7 +130,8 @@ class CudaBackend final : public Backend {
                Stream stream) const override {
     if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
-    cuda::combine(attend_kernel_params(params, args, plan), handle_of(stream));
+    cuda::combine(attend_kernel_params(params, args, plan), gpu(args.query.device.index),
+                  handle_of(stream));
   }
 
   void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
@@ -175,11 +177,12 @@ class CudaBackend final : public Backend {
     return *choice.kernel;
   }
 
-  // Only another choice of kernels since the plan was made makes these differ.
+  // Only another choice of kernels since the plan was made makes these differ. Plans leave out the
+  // last classes where they can have no work.
   static void check_classes(const AttendKernel& kernel, const ScheduleLimits& own,
                             const ScheduleLimits& planned) {
-    bool same = own.num_classes == planned.num_classes;
-    for (std::int32_t c = 0; same && c < own.num_classes; ++c) {
+    bool same = own.num_classes >= planned.num_classes;
+    for (std::int32_t c = 0; same && c < planned.num_classes; ++c) {
       same = own.classes[c].tile_rows == planned.classes[c].tile_rows &&
              own.classes[c].block_keys == planned.classes[c].block_keys &&
              own.classes[c].workers == planned.classes[c].workers;

@@ -1,82 +1,40 @@
-// Partials to output rows: a warp merges one row of a cut tile, in the order of its keys. Bound by
-// memory latency, so the parts' weights are found by the lanes at once and then many parts' loads
-// are under way together.
+// Partials to output rows. The workers that share a cut tile divide its rows among their thread
+// blocks, so that a tile in many parts is merged by many blocks, and a block's warps divide its
+// rows or, where these are few, their parts. What is left is the latency of memory: what a block
+// loads depends on what it loaded before as seldom as possible.
+#include <algorithm>
 #include <cstdint>
 
 #include "core/softmax.h"
+#include "cuda/dependent_launch.cuh"
 #include "cuda/device.h"
 #include "cuda/kv_codec.cuh"
+#include "cuda/launch.h"
 #include "cuda/row_io.cuh"
 #include "cuda/stages.h"
+#include "plan/parts.h"
 #include "plan/schedule.h"
 
 namespace diffkv::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kRowsPerBlock = 4;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
 constexpr int kVector = 4;  // floats a lane loads at once
 constexpr std::uint32_t kAllLanes = 0xffffffffU;
-
-// Parts of a tile in the order of their keys, 32 at a time: lane i knows part i's slot.
-class Parts {
- public:
-  __device__ Parts(const plan::ScheduleView& view, std::int32_t tile_class, std::int32_t worker,
-                   const plan::Piece& first)
-      : view_(view), tile_class_(tile_class), worker_(worker), piece_(first) {}
-
-  // The slot of part `first_part + lane`, -1 past the last. Calls must go up in steps of 32.
-  __device__ std::int32_t slots_from(std::int32_t first_part, int lane) {
-    return view_.policy == SchedulePolicy::kBatchInvariant ? invariant_slots(lane)
-                                                           : balanced_slots(first_part + lane);
-  }
-
- private:
-  // The shares after the first that start inside this tile, as for_each_partial walks them.
-  __device__ std::int32_t balanced_slots(std::int32_t part) {
-    if (part == 0) return piece_.slot;
-    const plan::Lane lane = plan::lane_of(view_, tile_class_, worker_);
-    const std::int32_t share = lane.share + part;
-    const plan::WorkStart* starts = view_.tables.starts[tile_class_];
-    if (share >= lane.shares) return -1;
-    const plan::WorkStart tile{piece_.seq, piece_.line_index, 0};
-    if (!plan::same_tile(starts[share], tile) || starts[share].block == 0) return -1;
-    if (!plan::before(starts[share], starts[share + 1])) return kNoPart;
-    return view_.tables.first_slot[tile_class_] + 2 * lane.worker(share);
-  }
-
-  __device__ std::int32_t invariant_slots(int lane) {
-    std::int32_t own = -1;
-    std::int32_t count = 0;
-    const plan::SeqMask seq = plan::seq_mask(view_, piece_.seq);
-    const plan::InvariantCut cut =
-        plan::invariant_cut(view_, plan::seq_tiles(view_, seq.query_len), seq);
-    while (!done_ && count < kWarp) {
-      if (count++ == lane) own = plan::slot_of(view_, tile_class_, worker_, cut, piece_);
-      done_ = piece_.last();
-      piece_.begin_block = piece_.end_block;
-      if (!done_)
-        piece_.end_block = plan::invariant_piece_end(cut, piece_.tile, piece_.begin_block);
-    }
-    return own;
-  }
-
- public:
-  static constexpr std::int32_t kNoPart = -2;  // an empty share: no part, but others may follow
-
- private:
-  const plan::ScheduleView& view_;
-  std::int32_t tile_class_;
-  std::int32_t worker_;
-  plan::Piece piece_;
-  bool done_ = false;
-};
 
 __device__ float warp_max(float x) {
 #pragma unroll
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
     x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
   }
+  return x;
+}
+
+__device__ float warp_sum(float x) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
   return x;
 }
 
@@ -106,124 +64,255 @@ struct Columns {
   }
 };
 
+// Some parts of a row, merged.
 template <int kVectors>
-__device__ void combine_row(const AttendKernelParams& p, std::int32_t tile_class,
-                            std::int32_t worker, const plan::Piece& first, std::int32_t row,
-                            int lane) {
-  const plan::ScheduleView& view = p.schedule;
-  const detail::PlanTables& tables = view.tables;
-  const RowPlace place = row_place(view, first, row);
-  if (place.token >= tables.num_tokens) return;
-  Columns<kVectors> acc{};
+struct Merged {
   core::SoftmaxState state;
-  Parts parts(view, tile_class, worker, first);
-  for (std::int32_t part = 0;; part += kWarp) {
-    const std::int32_t slot = parts.slots_from(part, lane);
-    // Parts are contiguous: the first lane without one ends them.
-    const std::uint32_t ends = __ballot_sync(kAllLanes, slot == -1);
-    const int count = ends == 0 ? kWarp : __ffs(static_cast<int>(ends)) - 1;
+  Columns<kVectors> acc{};
+};
+
+// What the warps of a block that share a row leave for the one that merges them.
+template <int kVectors>
+struct Shared {
+  float4 acc[kWarps][kVectors][kWarp];
+  float max[kWarps];
+  float sum[kWarps];
+};
+
+// Parts first, first + step, ... of a row, in this order, by one warp.
+template <int kVectors, class Parts>
+__device__ Merged<kVectors> merge_parts(const AttendKernelParams& p, std::int32_t tile_class,
+                                        const Parts& parts, std::int32_t row, std::int32_t first,
+                                        std::int32_t step) {
+  // Rows that are loaded at a time: one after another, each would cost the latency of memory.
+  constexpr int kBatch = kVectors == 1 ? 8 : kVectors == 2 ? 4 : 2;
+  static_assert(kWarp % kBatch == 0);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const detail::PlanTables& tables = p.schedule.tables;
+  Merged<kVectors> merged;
+#pragma unroll 1
+  for (; first < parts.count; first += kWarp * step) {
+    // Lane i knows part i's slot and state; lanes without a part repeat the first one's row.
+    const int count = min(plan::divide(parts.count - first - 1, step) + 1, kWarp);
+    const std::int32_t slot = lane < count ? parts.slot(first + lane * step) : plan::kNoSlot;
+    const std::uint32_t there = __ballot_sync(kAllLanes, slot >= 0);
+    const std::int64_t own_row =
+        plan::partial_row(p.schedule, tile_class, slot >= 0 ? slot : parts.slot(0), row);
     core::SoftmaxState own;
-    std::int64_t own_row = 0;
-    if (lane < count && slot >= 0) {
-      own_row = plan::partial_row(view, tile_class, slot, row);
+    if (slot >= 0) {
       own.max = __ldcg(tables.partial_max + own_row);
       own.sum = __ldcg(tables.partial_sum + own_row);
     }
-    // All weights against one maximum; then sums in the order of the parts.
-    const float max = fmaxf(state.max, warp_max(own.max));
-    const float keep = core::exp_difference(state.max, max);
-    const float weight = core::exp_difference(own.max, max);
-    // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
-    const float weighted = own.sum != own.sum ? own.sum : own.sum * weight;
-    float sum = state.sum != state.sum ? state.sum : state.sum * keep;
-    float kept = keep;
-    // Parts' rows are loaded several at a time: one after another, each would cost the latency of
-    // memory.
-    constexpr int kBatch = kVectors == 1 ? 8 : kVectors == 2 ? 4 : 2;
-    for (int i = 0; i < count; i += kBatch) {
-      Columns<kVectors> rows[kBatch];
-      float add[kBatch];
-      bool there[kBatch];
+    Columns<kVectors> rows[kBatch];
+    const auto load = [&](int i) {
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
-        const int source = min(i + j, kWarp - 1);
-        const std::int64_t at = __shfl_sync(kAllLanes, own_row, source);
-        const std::int32_t slot_there = __shfl_sync(kAllLanes, slot, source);
-        there[j] = i + j < count && slot_there >= 0;
-        add[j] = __shfl_sync(kAllLanes, weight, source);
-        const float sum_there = __shfl_sync(kAllLanes, weighted, source);
-        if (i + j < count) sum += sum_there;
-        rows[j].load(tables.partial_acc + at * tables.partial_stride, lane,
-                     there[j] ? p.head_size_v : 0);
+        const std::int64_t at = __shfl_sync(kAllLanes, own_row, i + j);
+        rows[j].load(tables.partial_acc + at * tables.partial_stride, lane, p.head_size_v);
       }
+    };
+    load(0);
+    // All weights against one maximum.
+    const float max = fmaxf(merged.state.max, warp_max(own.max));
+    const float weight = core::exp_difference(own.max, max);
+    float keep = core::exp_difference(merged.state.max, max);
+    // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
+    const float added = warp_sum(own.sum != own.sum ? own.sum : own.sum * weight);
+    const float kept =
+        merged.state.sum != merged.state.sum ? merged.state.sum : merged.state.sum * keep;
+    merged.state = {max, kept + added};
+#pragma unroll 1
+    for (int i = 0; i < count; i += kBatch) {
+      if (i > 0) load(i);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
-        if (!there[j]) continue;
-        acc.scale_and_add(kept, add[j], rows[j]);
-        kept = 1.0F;
+        const float add = __shfl_sync(kAllLanes, weight, i + j);
+        if ((there >> (i + j) & 1U) == 0) continue;
+        merged.acc.scale_and_add(keep, add, rows[j]);
+        keep = 1.0F;
       }
     }
-    state.max = max;
-    state.sum = sum;
-    if (count < kWarp) break;
   }
-  const RowEnd end = finish_row(p, place.token, place.head, first.tile.kv_head, state, lane == 0);
+  return merged;
+}
+
+template <int kVectors>
+__device__ void write_row(const AttendKernelParams& p, const RowPlace& place,
+                          const RowScales& scales, const Merged<kVectors>& merged) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const RowEnd end = finish_row(p, place.token, place.head, scales, merged.state, lane == 0);
   std::byte* to = row_at(p.output, place.token, place.head);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const std::int32_t column = (i * kWarp + lane) * kVector;
     if (column >= p.head_size_v) continue;
-    const float x[kVector] = {end(acc.x[i].x), end(acc.x[i].y), end(acc.x[i].z), end(acc.x[i].w)};
-    core::store_row(p.output.dtype, x, kVector, to + column * size_of(p.output.dtype));
+    const float4 acc = merged.acc.x[i];
+    store_four(p.output.dtype, make_float4(end(acc.x), end(acc.y), end(acc.z), end(acc.w)),
+               to + column * size_of(p.output.dtype));
   }
 }
 
-// Blocks that share the rows of one tile: all classes are launched, whatever work they have, so a
-// block must be worth its start.
-constexpr int kMostRowBlocks = 8;
-__host__ __device__ std::int32_t row_blocks(const TileClass& cls) {
-  const std::int32_t blocks = (cls.tile_rows + kRowsPerBlock - 1) / kRowsPerBlock;
-  return blocks < kMostRowBlocks ? blocks : kMostRowBlocks;
+// Rows first_row, first_row + step, ... of a cut tile, by the whole block.
+template <int kVectors, class Parts>
+__device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
+                           const plan::Piece& piece, const Parts& parts, std::int32_t first_row,
+                           std::int32_t step, Shared<kVectors>& shared) {
+  const std::int32_t num_rows = piece.tile.num_rows;
+  if (first_row >= num_rows) return;
+  const std::int32_t rows = plan::divide(num_rows - first_row - 1, step) + 1;
+  int sharing = 1;  // warps that share a row
+  while (2 * sharing * rows <= kWarps) sharing *= 2;
+  const auto warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int member = warp % sharing;
+  // More than one round only where warps share nothing.
+#pragma unroll 1
+  for (std::int32_t index = 0; index < rows; index += kWarps / sharing) {
+    const std::int32_t row = first_row + (index + warp / sharing) * step;
+    const RowPlace place = row_place(p.schedule, piece, row);
+    const bool live = row < num_rows && place.token < p.schedule.tables.num_tokens;
+    RowScales scales{};
+    Merged<kVectors> merged;
+    if (live) {
+      scales = row_scales(p, place.head, piece.tile.kv_head);
+      merged = merge_parts<kVectors>(p, tile_class, parts, row, member, sharing);
+    }
+    if (sharing > 1) {
+      __syncthreads();  // a former tile's have been read
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) shared.acc[warp][i][lane] = merged.acc.x[i];
+      if (lane == 0) {
+        shared.max[warp] = merged.state.max;
+        shared.sum[warp] = merged.state.sum;
+      }
+      __syncthreads();
+      if (member > 0) continue;
+#pragma unroll 1
+      for (int other = 1; other < sharing; ++other) {
+        Columns<kVectors> acc;
+#pragma unroll
+        for (int i = 0; i < kVectors; ++i) acc.x[i] = shared.acc[warp + other][i][lane];
+        float keep = 0.0F;
+        float add = 0.0F;
+        core::merge(merged.state, {shared.max[warp + other], shared.sum[warp + other]}, keep, add);
+        merged.acc.scale_and_add(keep, add, acc);
+      }
+    }
+    if (live) write_row(p, place, scales, merged);
+  }
 }
 
-// Block: worker of all classes, part of its tile's rows.
+// Blocks of a worker, for each of the two tiles that a share can cut.
+__host__ __device__ std::int32_t row_blocks(const TileClass& cls) {
+  constexpr std::int32_t kRowsPerBlock = 32;
+  constexpr std::int32_t kMost = 4;
+  const std::int32_t blocks = cls.tile_rows / kRowsPerBlock;
+  return blocks < 1 ? 1 : blocks < kMost ? blocks : kMost;
+}
+
+// Block `at_end ? 1 : 0` of a share: its part of the rows of the tile that it starts inside of, or
+// of the one that it starts and does not end.
 template <int kVectors>
-__global__ void __launch_bounds__(kWarp* kRowsPerBlock)
+__device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_class,
+                              std::int32_t worker, bool at_end, std::int32_t row_block,
+                              Shared<kVectors>& shared) {
+  const plan::ScheduleView& view = p.schedule;
+  const plan::WorkStart* starts = view.tables.starts[tile_class];
+  const plan::Lane lane = plan::lane_of(view, tile_class, worker);
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
+  // All are loaded before it is known that they matter.
+  const plan::WorkStart begin = starts[lane.share];
+  const plan::WorkStart end = starts[lane.share + 1];
+  plan::WorkStart other = starts[min(thread, lane.shares - 1)];
+  const plan::WorkStart tile = at_end ? end : begin;
+  if (tile.block == 0 || tile.seq >= view.num_seqs) return;
+  if (at_end && plan::starts_inside(begin, tile)) return;  // that is its first tile
+
+  std::int32_t up_to_own = 0;  // shares that start inside the tile
+  std::int32_t later = 0;
+#pragma unroll 1
+  for (std::int32_t share = thread;; other = starts[min(share, lane.shares - 1)]) {
+    const bool inside = share < lane.shares && plan::starts_inside(other, tile);
+    up_to_own += __syncthreads_count(inside && share <= lane.share);
+    later += __syncthreads_count(inside && share > lane.share);
+    share += kThreads;
+    if (share - thread >= lane.shares) break;
+  }
+  const plan::BalancedParts parts{starts, lane, view.tables.first_slot[tile_class],
+                                  lane.share - up_to_own, 1 + up_to_own + later};
+
+  const std::int32_t* query_start_loc = view.tables.query_start_loc + tile.seq;
+  const plan::SeqTiles tiles = plan::seq_tiles(view, query_start_loc[1] - query_start_loc[0]);
+  if (tile.tile >= tiles.tiles_per_head * lane.head_groups) return;
+  plan::Piece piece;
+  piece.seq = tile.seq;
+  piece.tile = plan::tile_rows(view, tiles, tile.tile);
+  piece.tile.kv_head = lane.head_group(piece.tile.head_group) * piece.tile.num_heads;
+  const std::int32_t blocks = row_blocks(view.limits.classes[tile_class]);
+  merge_rows<kVectors>(p, tile_class, piece, parts, up_to_own * blocks + row_block,
+                       parts.count * blocks, shared);
+}
+
+// All parts of the tiles that the worker has the first ones of: a block's part of their rows.
+template <int kVectors>
+__device__ void combine_worker(const AttendKernelParams& p, std::int32_t tile_class,
+                               std::int32_t worker, std::int32_t row_block, std::int32_t blocks,
+                               Shared<kVectors>& shared) {
+  plan::for_each_cut_tile(p.schedule, tile_class, worker, [&](const plan::Piece& first) {
+    const plan::SeqMask seq = plan::seq_mask(p.schedule, first.seq);
+    const plan::SeqTiles tiles = plan::seq_tiles(p.schedule, seq.query_len);
+    const plan::InvariantParts parts(p.schedule, plan::invariant_cut(p.schedule, tiles, seq),
+                                     first);
+    merge_rows<kVectors>(p, tile_class, first, parts, row_block, blocks, shared);
+  });
+}
+
+// Blocks: of all classes, of their workers, of the worker's work.
+template <int kVectors, SchedulePolicy kPolicy>
+__global__ void __launch_bounds__(kThreads, kVectors == 1 ? 4 : 2)
     combine_kernel(const __grid_constant__ AttendKernelParams p) {
+  __shared__ Shared<kVectors> shared;
+  let_next_kernel_start();
   auto block = static_cast<std::int32_t>(blockIdx.x);
   std::int32_t tile_class = 0;
-  std::int32_t parts = row_blocks(p.schedule.limits.classes[0]);
-  while (block >= p.schedule.limits.classes[tile_class].workers * parts) {
-    block -= p.schedule.limits.classes[tile_class++].workers * parts;
-    parts = row_blocks(p.schedule.limits.classes[tile_class]);
+  std::int32_t blocks = 2 * row_blocks(p.schedule.limits.classes[0]);
+  while (block >= p.schedule.limits.classes[tile_class].workers * blocks) {
+    block -= p.schedule.limits.classes[tile_class++].workers * blocks;
+    blocks = 2 * row_blocks(p.schedule.limits.classes[tile_class]);
   }
-  const std::int32_t worker = block / parts;
-  const std::int32_t part = block - worker * parts;
-  const auto warp = static_cast<std::int32_t>(threadIdx.x) / kWarp;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  plan::for_each_cut_tile(p.schedule, tile_class, worker, [&](const plan::Piece& first) {
-    for (std::int32_t row = part * kRowsPerBlock + warp; row < first.tile.num_rows;
-         row += parts * kRowsPerBlock) {
-      combine_row<kVectors>(p, tile_class, worker, first, row, lane);
-    }
-  });
+  const std::int32_t worker = plan::divide(block, blocks);
+  const std::int32_t of_worker = block - worker * blocks;
+  wait_for_earlier_kernels();
+  if constexpr (kPolicy == SchedulePolicy::kBalanced) {
+    combine_share<kVectors>(p, tile_class, worker, of_worker % 2 != 0, of_worker / 2, shared);
+  } else {
+    combine_worker<kVectors>(p, tile_class, worker, of_worker, blocks, shared);
+  }
+}
+
+using Kernel = void (*)(AttendKernelParams);
+
+template <SchedulePolicy kPolicy>
+Kernel kernel_for(std::int32_t head_size_v) {
+  const std::int32_t vectors = (head_size_v + kWarp * kVector - 1) / (kWarp * kVector);
+  return vectors == 1   ? combine_kernel<1, kPolicy>
+         : vectors == 2 ? combine_kernel<2, kPolicy>
+                        : combine_kernel<5, kPolicy>;  // 576 and less
 }
 
 }  // namespace
 
-void combine(const AttendKernelParams& params, cudaStream_t stream) {
+void combine(const AttendKernelParams& params, const Gpu& gpu, cudaStream_t stream) {
   const ScheduleLimits& limits = params.schedule.limits;
   if (params.schedule.tables.num_slots == 0) return;
   std::int32_t blocks = 0;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    blocks += limits.classes[c].workers * row_blocks(limits.classes[c]);
+    blocks += limits.classes[c].workers * 2 * row_blocks(limits.classes[c]);
   }
-  const std::int32_t vectors = (params.head_size_v + kWarp * kVector - 1) / (kWarp * kVector);
-  const auto kernel = vectors == 1   ? combine_kernel<1>
-                      : vectors == 2 ? combine_kernel<2>
-                                     : combine_kernel<5>;  // 576 and less
-  kernel<<<static_cast<unsigned>(blocks), kWarp * kRowsPerBlock, 0, stream>>>(params);
-  check(cudaGetLastError(), "combine");
+  const Kernel kernel = params.schedule.policy == SchedulePolicy::kBalanced
+                            ? kernel_for<SchedulePolicy::kBalanced>(params.head_size_v)
+                            : kernel_for<SchedulePolicy::kBatchInvariant>(params.head_size_v);
+  launch_early(gpu, "combine", kernel, {static_cast<unsigned>(blocks), kThreads}, stream, params);
 }
 
 }  // namespace diffkv::cuda

@@ -40,7 +40,7 @@ Gpus find_gpus() {
     return found;
   }
   try {
-    for (int i = 0; i < count; ++i) found.list.push_back(describe(i));
+    for (int i = 0; i < std::min(count, kMostGpus); ++i) found.list.push_back(describe(i));
   } catch (const Error& error) {
     found.list.clear();
     found.unavailable = error.what();

@@ -32,6 +32,7 @@ struct Gpu {
 };
 
 inline constexpr int kLeastCapability = 80;
+inline constexpr int kMostGpus = 64;  // later ones are not used
 
 // Every visible GPU, asked for once; none: why not.
 struct Gpus {

@@ -2,6 +2,7 @@
 // their lengths are multiples of 8, so that every access is a whole aligned vector.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
@@ -158,6 +159,28 @@ __device__ inline void store_chunk(DType dtype, const float (&x)[kChunk], std::b
     default:
       reinterpret_cast<uint2*>(row)[i / kChunk] = make_uint2(
           fp8_word(dtype, x[0], x[1], x[2], x[3]), fp8_word(dtype, x[4], x[5], x[6], x[7]));
+  }
+}
+
+// Four elements of a result row, at a multiple of four. A NaN may lose its sign and payload.
+__device__ inline void store_four(DType dtype, float4 x, std::byte* to) {
+  switch (dtype) {
+    case DType::kF32:
+      *reinterpret_cast<float4*>(to) = x;
+      return;
+    case DType::kF16: {
+      const __half2 pairs[2] = {__floats2half2_rn(x.x, x.y), __floats2half2_rn(x.z, x.w)};
+      *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(pairs);
+      return;
+    }
+    case DType::kBF16: {
+      const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x, x.y),
+                                       __floats2bfloat162_rn(x.z, x.w)};
+      *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(pairs);
+      return;
+    }
+    default:
+      *reinterpret_cast<std::uint32_t*>(to) = fp8_word(DType::kE4M3, x.x, x.y, x.z, x.w);
   }
 }
 

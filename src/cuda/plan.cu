@@ -2,7 +2,9 @@
 // in device memory, where nobody could check them: here they are made safe for all later kernels.
 #include <cstdint>
 
+#include "cuda/dependent_launch.cuh"
 #include "cuda/device.h"
+#include "cuda/launch.h"
 #include "cuda/stages.h"
 #include "plan/schedule.h"
 #include "plan/shares.h"
@@ -97,6 +99,7 @@ __global__ void __launch_bounds__(kThreads)
                 const __grid_constant__ PlanSource source) {
   __shared__ Sums warp_sums[kWarp];
   __shared__ std::int32_t warp_highest[kWarp];
+  let_next_kernel_start();
   const detail::PlanTables& tables = view.tables;
   const int num_classes = view.limits.num_classes;
   const auto threads = static_cast<std::int32_t>(blockDim.x);
@@ -106,12 +109,13 @@ __global__ void __launch_bounds__(kThreads)
   const std::int32_t first = min(thread * per_thread, view.num_seqs);
   const std::int32_t last = min(first + per_thread, view.num_seqs);
 
+  wait_for_earlier_kernels();
   copy_lengths(source, tables, view.num_seqs, first, last, warp_highest);
   __syncthreads();
 
   Sums own{};
   for (std::int32_t s = first; s < last; ++s) {
-    const plan::SeqWork work = plan::seq_work(view, s);
+    const plan::SeqWork work = plan::seq_work(view, plan::seq_mask(view, s));
     if (tables.slot_before != nullptr) tables.slot_before[s] = own.slots[work.tile_class];
 #pragma unroll
     for (int c = 0; c < kMaxTileClasses; ++c) {
@@ -158,7 +162,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void plan_on_device(const PlanKey& key, const ScheduleLimits& limits, const Batch& batch,
-                    const detail::PlanTables& tables, cudaStream_t stream) {
+                    const detail::PlanTables& tables, const Gpu& gpu, cudaStream_t stream) {
   const plan::ScheduleView view = plan::schedule_view(key, limits, tables, batch);
   PlanSource source{};
   source.query_start_loc = static_cast<const std::int32_t*>(batch.query_start_loc.data);
@@ -173,8 +177,7 @@ void plan_on_device(const PlanKey& key, const ScheduleLimits& limits, const Batc
   const std::int64_t threads = items >= kMostThreads ? kMostThreads : (items + 31) / 32 * 32;
   const auto kernel =
       threads <= kMostThreads / 2 ? plan_kernel<kMostThreads / 2> : plan_kernel<kMostThreads>;
-  kernel<<<1, static_cast<unsigned>(threads), 0, stream>>>(view, source);
-  check(cudaGetLastError(), "plan");
+  launch_early(gpu, "plan", kernel, {1, static_cast<unsigned>(threads)}, stream, view, source);
 }
 
 }  // namespace diffkv::cuda

@@ -57,25 +57,45 @@ struct RowEnd {
   }
 };
 
+// What a row's end needs of memory.
+struct RowScales {
+  float sink;
+  float value;
+  float output;
+};
+
+__device__ inline RowScales row_scales(const AttendKernelParams& p, std::int32_t head,
+                                       std::int32_t kv_head) {
+  RowScales scales;
+  scales.sink = p.sinks.data == nullptr
+                    ? core::kNegInf
+                    : core::load_element(p.sinks.dtype, p.sinks.data, head * p.sinks.stride);
+  scales.value = scale_at(p.v_scale, kv_head);
+  scales.output = scale_at(p.output_scale, 0);
+  return scales;
+}
+
 // Adds the sink to a row's softmax and writes its lse. Call once a row: `writes_lse` says whether
 // this thread is the one that does.
 __device__ inline RowEnd finish_row(const AttendKernelParams& p, std::int64_t token,
-                                    std::int32_t head, std::int32_t kv_head,
+                                    std::int32_t head, const RowScales& scales,
                                     core::SoftmaxState state, bool writes_lse) {
-  float sink = core::kNegInf;
-  if (p.sinks.data != nullptr) {
-    sink = core::load_element(p.sinks.dtype, p.sinks.data, head * p.sinks.stride);
-  }
-  const core::SoftmaxEnd end = core::finish(state, sink);
+  const core::SoftmaxEnd end = core::finish(state, scales.sink);
   if (writes_lse && p.lse != nullptr) {
     p.lse[head * p.lse_stride_head + token * p.lse_stride_token] = end.lse;
   }
   RowEnd row;
-  row.factor = end.factor * scale_at(p.v_scale, kv_head);
+  row.factor = end.factor * scales.value;
   row.empty = end.empty;
   row.divided = p.output_scale.data != nullptr;
-  row.divisor = scale_at(p.output_scale, 0);
+  row.divisor = scales.output;
   return row;
+}
+
+__device__ inline RowEnd finish_row(const AttendKernelParams& p, std::int64_t token,
+                                    std::int32_t head, std::int32_t kv_head,
+                                    core::SoftmaxState state, bool writes_lse) {
+  return finish_row(p, token, head, row_scales(p, head, kv_head), state, writes_lse);
 }
 
 }  // namespace diffkv::cuda

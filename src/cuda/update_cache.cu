@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/dependent_launch.cuh"
 #include "cuda/device.h"
 #include "cuda/kv_codec.cuh"
+#include "cuda/launch.h"
 #include "cuda/quotient.h"
 #include "cuda/row_io.cuh"
 #include "cuda/stages.h"
@@ -105,6 +107,8 @@ class Tokens {
 template <DType kFrom, DType kTo>
 __global__ void __launch_bounds__(kMostThreads, kBlocksPerSm)
     update_kernel(const __grid_constant__ UpdateParams p) {
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   const Tokens tokens(p);
   // Long tokens are several blocks', in blockIdx.y.
   const auto step = static_cast<std::int32_t>(gridDim.y * blockDim.x);
@@ -186,7 +190,8 @@ Plane plane_of(const ConstTensorView& from, const KvPlane& to, const ConstTensor
   return plane;
 }
 
-void launch(UpdateParams p, bool keys, bool values, std::int64_t num_heads, cudaStream_t stream) {
+void launch(UpdateParams p, bool keys, bool values, std::int64_t num_heads, const Gpu& gpu,
+            cudaStream_t stream) {
   const std::int64_t of_keys = keys ? num_heads * p.planes[0].chunks_per_head : 0;
   const std::int64_t of_values = values ? num_heads * p.planes[1].chunks_per_head : 0;
   p.chunks_of_keys = static_cast<std::int32_t>(of_keys);
@@ -201,14 +206,14 @@ void launch(UpdateParams p, bool keys, bool values, std::int64_t num_heads, cuda
                   static_cast<unsigned>(std::min(across, kMostAcross)));
   const dim3 block(static_cast<unsigned>(per_token), static_cast<unsigned>(tokens));
   const Plane& plane = p.planes[keys ? 0 : 1];
-  kernel_of(plane.from_dtype, plane.to_dtype)<<<grid, block, 0, stream>>>(p);
-  check(cudaGetLastError(), "update_cache");
+  launch_early(gpu, "update_cache", kernel_of(plane.from_dtype, plane.to_dtype), {grid, block},
+               stream, p);
 }
 
 }  // namespace
 
 void update_cache(const ConstTensorView& key, const ConstTensorView& value,
-                  const KvCacheView& cache, const ConstTensorView& slot_mapping,
+                  const KvCacheView& cache, const ConstTensorView& slot_mapping, const Gpu& gpu,
                   cudaStream_t stream) {
   if (slot_mapping.shape[0] == 0) return;
   UpdateParams p{};
@@ -222,10 +227,10 @@ void update_cache(const ConstTensorView& key, const ConstTensorView& value,
   p.block_shift = block_shift(cache.block_size);
   const bool together = key.dtype == value.dtype && cache.key.dtype == cache.value.dtype;
   if (together) {
-    launch(p, true, true, cache.num_kv_heads, stream);
+    launch(p, true, true, cache.num_kv_heads, gpu, stream);
   } else {
-    launch(p, true, false, cache.num_kv_heads, stream);
-    launch(p, false, true, cache.num_kv_heads, stream);
+    launch(p, true, false, cache.num_kv_heads, gpu, stream);
+    launch(p, false, true, cache.num_kv_heads, gpu, stream);
   }
 }
 

@@ -14,6 +14,7 @@
 #include "core/validate.h"
 #include "diffkv/backend.h"
 #include "diffkv/error.h"
+#include "plan/classes.h"
 #include "plan/host_plan.h"
 #include "plan/schedule.h"
 #include "plan/shares.h"
@@ -104,7 +105,7 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
   std::array<std::int32_t, kMaxTileClasses> next_slot = tables.first_slot;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) tables.cost_before[c][0] = 0;
   for (std::int32_t s = 0; s < view.num_seqs; ++s) {
-    const SeqWork work = seq_work(view, s);
+    const SeqWork work = seq_work(view, seq_mask(view, s));
     for (std::int32_t c = 0; c < limits.num_classes; ++c) {
       tables.cost_before[c][s + 1] =
           tables.cost_before[c][s] + (c == work.tile_class ? work.cost : 0);
@@ -139,14 +140,16 @@ Plan make_plan(const Backend& backend, const PlanKey& key, const PlanMaxima& max
   core::validate_batch(key, maxima, batch);
   Plan plan;
   plan.key_ = core::normalised(key);
-  plan.limits_ = backend.limits(key, maxima.threads);
+  const ScheduleLimits limits = backend.limits(key, maxima.threads);
+  plan.limits_ = plan::bounded(limits, key, batch);
+  plan.max_query_len_ = batch.max_query_len;
   plan.device_ = batch.query_start_loc.device;
   plan.mask_fingerprint_ = core::mask_fingerprint(batch);
   Layout count(nullptr);
-  lay_out(key, plan.limits_, maxima, count);
+  lay_out(key, limits, maxima, count);
   core::validate_workspace(workspace, count.bytes(), batch.query_start_loc.device);
   Layout layout(workspace.data);
-  plan.tables_ = lay_out(key, plan.limits_, maxima, layout);
+  plan.tables_ = lay_out(key, limits, maxima, layout);
   plan.tables_.num_seqs = static_cast<std::int32_t>(batch.num_seqs);
   plan.tables_.num_tokens = static_cast<std::int32_t>(batch.num_actual_tokens);
   plan.tables_.max_tokens = static_cast<std::int32_t>(maxima.max_tokens);

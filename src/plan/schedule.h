@@ -1,6 +1,6 @@
 // Who reads which keys: tiles, blocks, shares, pieces, slots. Allocation-free, host and device; the
 // planner, the kernels and combine all walk the plan through these functions. Where shares start is
-// found in shares.h.
+// found in shares.h, what combine merges in parts.h.
 #pragma once
 
 #include <cstddef>
@@ -66,10 +66,12 @@ inline ScheduleView schedule_view(const PlanKey& key, const ScheduleLimits& limi
   return view;
 }
 
-DIFFKV_HD inline SeqMask seq_mask(const ScheduleView& view, std::int32_t seq) {
+// Of a sequence whose lengths are known.
+DIFFKV_HD inline SeqMask seq_mask(const ScheduleView& view, std::int32_t seq,
+                                  std::int32_t query_len, std::int32_t seq_len) {
   SeqMask mask;
-  mask.query_len = view.tables.query_start_loc[seq + 1] - view.tables.query_start_loc[seq];
-  mask.seq_len = view.tables.seq_lens[seq];
+  mask.query_len = query_len;
+  mask.seq_len = seq_len;
   mask.causal = view.causal_per_seq != nullptr ? view.causal_per_seq[seq * view.causal_stride] != 0
                                                : view.mask.causal;
   if (view.prefix_lens != nullptr) mask.prefix_len = view.prefix_lens[seq * view.prefix_stride];
@@ -78,6 +80,12 @@ DIFFKV_HD inline SeqMask seq_mask(const ScheduleView& view, std::int32_t seq) {
     mask.num_mm_ranges = view.num_mm_ranges;
   }
   return mask;
+}
+
+DIFFKV_HD inline SeqMask seq_mask(const ScheduleView& view, std::int32_t seq) {
+  const PlanTables& tables = view.tables;
+  return seq_mask(view, seq, tables.query_start_loc[seq + 1] - tables.query_start_loc[seq],
+                  tables.seq_lens[seq]);
 }
 
 // The rows of one KV head of a sequence, cut into tiles of its class, which span so many KV heads.
@@ -140,8 +148,9 @@ struct Tile {
   }
 };
 
-DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, const SeqTiles& tiles,
-                              std::int32_t index) {
+// Tile `index` of a sequence without its keys.
+DIFFKV_HD inline Tile tile_rows(const ScheduleView& view, const SeqTiles& tiles,
+                                std::int32_t index) {
   const TileClass& cls = view.limits.classes[tiles.tile_class];
   Tile tile;
   // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): a sequence with a tile has a tile a head
@@ -151,6 +160,13 @@ DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, cons
   tile.first_row = (index - tile.head_group * tiles.tiles_per_head) * cls.tile_rows;
   const std::int32_t rest = tiles.rows - tile.first_row;
   tile.num_rows = rest < cls.tile_rows ? rest : cls.tile_rows;
+  return tile;
+}
+
+DIFFKV_HD inline Tile tile_at(const ScheduleView& view, const SeqMask& seq, const SeqTiles& tiles,
+                              std::int32_t index) {
+  const TileClass& cls = view.limits.classes[tiles.tile_class];
+  Tile tile = tile_rows(view, tiles, index);
   tile.keys = core::tile_keys(view.mask, seq, divide(tile.first_row, view.group),
                               divide(tile.first_row + tile.num_rows - 1, view.group));
   tile.block_keys = cls.block_keys;
@@ -327,62 +343,6 @@ DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
     if (at.tile < num_tiles) return;
     at = WorkStart{at.seq + 1, 0, 0};
   }
-}
-
-// Calls fn(slot) for every partial of the tile whose first piece is `first`, found in `worker`'s
-// share, in the order of their keys.
-template <class Fn>
-DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_class,
-                                std::int32_t worker, const Piece& first, Fn&& fn) {
-  fn(first.slot);
-  if (view.policy == SchedulePolicy::kBatchInvariant) {
-    const SeqMask seq = seq_mask(view, first.seq);
-    const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq);
-    Piece piece = first;
-    while (!piece.last()) {
-      piece.begin_block = piece.end_block;
-      piece.end_block = invariant_piece_end(cut, piece.tile, piece.begin_block);
-      fn(slot_of(view, tile_class, worker, cut, piece));
-    }
-    return;
-  }
-  const Lane lane = lane_of(view, tile_class, worker);
-  const WorkStart* starts = view.tables.starts[tile_class];
-  const WorkStart tile{first.seq, first.line_index, 0};
-  for (std::int32_t share = lane.share + 1; share < lane.shares; ++share) {
-    if (!same_tile(starts[share], tile) || starts[share].block == 0) return;
-    if (before(starts[share], starts[share + 1])) {
-      fn(view.tables.first_slot[tile_class] + 2 * lane.worker(share));
-    }
-  }
-}
-
-// Calls fn(piece) for the first piece of every cut tile that starts in a worker's share: each cut
-// tile is some worker's.
-template <class Fn>
-DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_class,
-                                 std::int32_t worker, Fn&& fn) {
-  if (view.policy == SchedulePolicy::kBatchInvariant) {
-    for_each_piece(view, tile_class, worker, [&](const Piece& piece) {
-      if (piece.slot >= 0 && piece.first()) fn(piece);
-    });
-    return;
-  }
-  // Only the share's last tile can be cut without having been cut before.
-  const Lane lane = lane_of(view, tile_class, worker);
-  const WorkStart start = view.tables.starts[tile_class][lane.share];
-  const WorkStart stop = view.tables.starts[tile_class][lane.share + 1];
-  if (stop.block == 0 || stop.seq >= view.num_seqs || !before(start, stop)) return;
-  if (same_tile(start, stop) && start.block > 0) return;
-  const SeqMask seq = seq_mask(view, stop.seq);
-  const SeqTiles tiles = seq_tiles(view, seq.query_len);
-  if (stop.tile >= tiles.tiles_per_head * lane.head_groups) return;
-  Piece piece = piece_at(view, lane, seq, tiles, stop);
-  piece.end_block = stop.block;
-  // A mask that changed after planning may have left the tile whole.
-  if (stop.block >= piece.tile.num_blocks) return;
-  piece.slot = slot_of(view, tile_class, worker, InvariantCut{}, piece);
-  fn(static_cast<const Piece&>(piece));
 }
 
 // Row of the partials that holds row `row` of KV head `head`, counted from the tile's first, of a

@@ -112,8 +112,7 @@ struct SeqWork {
   std::int64_t cost = 0;   // of all its tiles
 };
 
-DIFFKV_HD inline SeqWork seq_work(const ScheduleView& view, std::int32_t seq_index) {
-  const SeqMask seq = seq_mask(view, seq_index);
+DIFFKV_HD inline SeqWork seq_work(const ScheduleView& view, const SeqMask& seq) {
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
   SeqWork work;
   work.tile_class = tiles.tile_class;

@@ -170,7 +170,11 @@ void LayerGroup::prepare(const Step& step) {
     seq_lens_[s] = static_cast<std::int32_t>(seq.context_len + seq.query_len);
   }
   std::int64_t num_tokens = token;
+  std::int64_t max_query_len = 0;
+  for (const ScheduledSeq& seq : step.seqs) max_query_len = std::max(max_query_len, seq.query_len);
   if (config_.graphs) {
+    // Steps of single queries are recorded by themselves, all others for any queries.
+    if (max_query_len > 1) max_query_len = 0;
     // Sequences without rows or keys, and tokens that are written nowhere.
     num_tokens = padded_size(token, config_.max_tokens);
     std::fill(query_start_loc_.begin() + std::ssize(step.seqs) + 1,
@@ -181,6 +185,7 @@ void LayerGroup::prepare(const Step& step) {
   batch_ = {};
   batch_.num_seqs = num_seqs;
   batch_.num_actual_tokens = num_tokens;
+  batch_.max_query_len = max_query_len;
   batch_.query_start_loc = view_of(query_start_loc_.data(), {num_seqs + 1});
   batch_.seq_lens = view_of(seq_lens_.data(), {num_seqs});
   batch_.block_table = view_of(block_table_.data(), {num_seqs, max_blocks_});
@@ -274,7 +279,7 @@ void LayerGroup::run_recorded() {
                    constants_.on_device(rows).data, batch_.num_actual_tokens * inputs_.row_bytes());
   }
   std::unique_ptr<device::Recording>& recording =
-      recorded_[{batch_.num_seqs, batch_.num_actual_tokens}];
+      recorded_[{batch_.num_seqs, batch_.num_actual_tokens, batch_.max_query_len}];
   if (!recording) {
     recording = session_->record([this, tensors = tensors()] {
       marks_->set(kPlanBegin);

@@ -1,6 +1,7 @@
 // All layers of one kind: their caches, the step's batch, and the calls an engine makes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -8,7 +9,6 @@
 #include <random>
 #include <string>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "device/mirror.h"
@@ -145,8 +145,8 @@ class LayerGroup {
   ConstTensorView slots_;
   std::int64_t step_offset_ = 0;
   std::unordered_map<std::int64_t, std::vector<Source>> sources_;  // by sequence id
-  // By padded numbers of sequences and tokens.
-  std::map<std::pair<std::int64_t, std::int64_t>, std::unique_ptr<device::Recording>> recorded_;
+  // By padded numbers of sequences and tokens, and max_query_len.
+  std::map<std::array<std::int64_t, 3>, std::unique_ptr<device::Recording>> recorded_;
 };
 
 }  // namespace diffkv::replay

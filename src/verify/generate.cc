@@ -116,6 +116,10 @@ void GeneratedProblem::make_batch() {
     starts.push_back(starts.back() + static_cast<std::int32_t>(seq.query_len));
     lens.push_back(static_cast<std::int32_t>(seq.seq_len));
     maxima_.max_seq_len = std::max(maxima_.max_seq_len, seq.seq_len);
+    // Padded batches are of engines that do not know it.
+    if (case_.actual_delta == 0) {
+      batch.max_query_len = std::max(batch.max_query_len, seq.query_len);
+    }
   }
   query_start_.assign(starts.begin(), starts.end());
   num_rows_ = query_start_.back() + case_.extra_rows;

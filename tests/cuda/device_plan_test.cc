@@ -13,6 +13,7 @@
 #include "core/layout.h"
 #include "device/memory.h"
 #include "diffkv/plan.h"
+#include "plan/classes.h"
 #include "plan/host_plan.h"
 #include "tests/cuda/rig.h"
 
@@ -27,6 +28,7 @@ constexpr std::int32_t kMostKeys = 40000;
 struct Inputs {
   PlanKey key;
   ScheduleLimits limits;
+  std::int64_t max_query_len = 0;  // of some batches; queries may be longer
   std::vector<std::int32_t> query_start_loc{0};
   std::vector<std::int32_t> seq_lens;
   std::vector<std::int32_t> prefix_lens;
@@ -68,6 +70,7 @@ Inputs random_inputs(std::mt19937& rng, std::int64_t num_seqs) {
     cls.invariant_max_tiles = uniform(1, 4);
     cls.invariant_max_pieces = uniform(2, 16);
   }
+  if (uniform(0, 1) == 0) in.max_query_len = uniform(1, 20);
   const int long_queries = uniform(0, 20);
   for (std::int64_t s = 0; s < num_seqs; ++s) {
     const int left = kMostTokens - in.query_start_loc.back();
@@ -82,6 +85,10 @@ Inputs random_inputs(std::mt19937& rng, std::int64_t num_seqs) {
     const int middle = first + uniform(0, 300);
     for (int x : {first, middle, middle + 1, middle + uniform(0, 300)}) in.mm_ranges.push_back(x);
   }
+  Batch bound;
+  bound.max_query_len = in.max_query_len;
+  bound.num_actual_tokens = in.query_start_loc.back();
+  in.limits = plan::bounded(in.limits, key, bound);
   return in;
 }
 
@@ -103,6 +110,7 @@ struct Placed {
     };
     batch.num_seqs = n;
     batch.num_actual_tokens = in.query_start_loc.back();
+    batch.max_query_len = in.max_query_len;
     batch.query_start_loc = tensor(in.query_start_loc, DType::kI32, {n + 1});
     batch.seq_lens = tensor(in.seq_lens, DType::kI32, {n});
     const ConstTensorView prefix = tensor(in.prefix_lens, DType::kI32, {n});

@@ -40,32 +40,113 @@ class CudaSteps : public testing::TestWithParam<Kind> {};
 INSTANTIATE_TEST_SUITE_P(Every, CudaSteps, testing::ValuesIn(kinds()),
                          [](const auto& kind) { return kind.param.name; });
 
-// One recording honours the contents of every later step.
-TEST_P(CudaSteps, AGraphHonoursNewContents) {
-  DIFFKV_NEED_GPU();
-  const RigSizes sizes{.max_seqs = 9, .max_tokens = 70, .max_blocks = 300, .block_size = 16};
-  Rig recorded(GetParam().key, sizes);
-  Rig eager(GetParam().key, sizes);
-  const OwnStream stream;
-  recorded.fill(0, stream.get());
-  eager.fill(0, stream.get());
+// A step of the rig, recorded.
+class Recorded {
+ public:
+  Recorded(Rig& rig, const OwnStream& stream) {
+    DIFFKV_CUDA_CALL(cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeThreadLocal));
+    rig.enqueue(stream.get());
+    DIFFKV_CUDA_CALL(cudaStreamEndCapture(stream.handle(), &graph_));
+    DIFFKV_CUDA_CALL(cudaGraphInstantiate(&executable_, graph_, 0));
+  }
+  ~Recorded() {
+    cudaGraphExecDestroy(executable_);
+    cudaGraphDestroy(graph_);
+  }
+  Recorded(const Recorded&) = delete;
+  Recorded& operator=(const Recorded&) = delete;
 
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  DIFFKV_CUDA_CALL(cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeThreadLocal));
-  recorded.enqueue(stream.get());
-  DIFFKV_CUDA_CALL(cudaStreamEndCapture(stream.handle(), &graph));
-  DIFFKV_CUDA_CALL(cudaGraphInstantiate(&executable, graph, 0));
+  void launch(const OwnStream& stream) const {
+    DIFFKV_CUDA_CALL(cudaGraphLaunch(executable_, stream.handle()));
+  }
+
+  int num_kernels() const {
+    std::size_t count = 0;
+    DIFFKV_CUDA_CALL(cudaGraphGetNodes(graph_, nullptr, &count));
+    std::vector<cudaGraphNode_t> nodes(count);
+    DIFFKV_CUDA_CALL(cudaGraphGetNodes(graph_, nodes.data(), &count));
+    int kernels = 0;
+    for (const cudaGraphNode_t node : nodes) {
+      cudaGraphNodeType type{};
+      DIFFKV_CUDA_CALL(cudaGraphNodeGetType(node, &type));
+      if (type == cudaGraphNodeTypeKernel) ++kernels;
+    }
+    return kernels;
+  }
+
+ private:
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+// One recording honours the contents of every later step.
+void expect_new_contents_honoured(const PlanKey& key, const RigSizes& sizes) {
+  Rig rig(key, sizes);
+  Rig eager(key, sizes);
+  const OwnStream stream;
+  rig.fill(0, stream.get());
+  eager.fill(0, stream.get());
+  const Recorded recorded(rig, stream);
   for (unsigned step = 1; step <= 12; ++step) {
     SCOPED_TRACE("step " + std::to_string(step));
-    recorded.fill(step, stream.get());
+    rig.fill(step, stream.get());
     eager.fill(step, stream.get());
-    DIFFKV_CUDA_CALL(cudaGraphLaunch(executable, stream.handle()));
+    recorded.launch(stream);
     eager.enqueue(stream.get());
-    ASSERT_TRUE(recorded.results(stream.get()) == eager.results(stream.get()));
+    ASSERT_TRUE(rig.results(stream.get()) == eager.results(stream.get()));
   }
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
+}
+
+TEST_P(CudaSteps, AGraphHonoursNewContents) {
+  DIFFKV_NEED_GPU();
+  expect_new_contents_honoured(
+      GetParam().key, {.max_seqs = 9, .max_tokens = 70, .max_blocks = 300, .block_size = 16});
+}
+
+TEST_P(CudaSteps, AGraphOfSingleQueriesHonoursNewContents) {
+  DIFFKV_NEED_GPU();
+  expect_new_contents_honoured(GetParam().key, {.max_seqs = 9,
+                                                .max_tokens = 9,
+                                                .max_blocks = 300,
+                                                .block_size = 16,
+                                                .max_query_len = 1,
+                                                .announced_query_len = 1});
+}
+
+// Tile classes that no query of the batch can need cost no launch.
+TEST_P(CudaSteps, OnlyWhatCanHaveWorkIsLaunched) {
+  DIFFKV_NEED_GPU();
+  RigSizes sizes{.max_seqs = 9, .max_tokens = 70, .max_blocks = 300, .block_size = 16};
+  const OwnStream stream;
+  const int classes = backend().limits(GetParam().key).num_classes;
+  Rig any(GetParam().key, sizes);
+  any.fill(0, stream.get());
+  EXPECT_EQ(Recorded(any, stream).num_kernels(), 3 + classes);
+  sizes.max_query_len = sizes.announced_query_len = 1;
+  Rig single(GetParam().key, sizes);
+  single.fill(0, stream.get());
+  EXPECT_EQ(Recorded(single, stream).num_kernels(), 4);
+}
+
+// A query that is longer than the batch says is computed all the same.
+TEST_P(CudaSteps, LongerQueriesThanAnnouncedAreRight) {
+  DIFFKV_NEED_GPU();
+  RigSizes sizes{.max_seqs = 9, .max_tokens = 70, .max_blocks = 60, .block_size = 16};
+  const OwnStream stream;
+  Rig any(GetParam().key, sizes);
+  sizes.announced_query_len = 1;
+  Rig bounded(GetParam().key, sizes);
+  for (unsigned step = 0; step < 4; ++step) {
+    SCOPED_TRACE("step " + std::to_string(step));
+    any.fill(step, stream.get());
+    bounded.fill(step, stream.get());
+    any.enqueue(stream.get());
+    bounded.enqueue(stream.get());
+    const std::vector<float> expected = any.outputs(stream.get());
+    const std::vector<float> outputs = bounded.outputs(stream.get());
+    ASSERT_EQ(outputs.size(), expected.size());
+    for (std::size_t i = 0; i < outputs.size(); ++i) ASSERT_NEAR(outputs[i], expected[i], 0.03F);
+  }
 }
 
 // Two streams share nothing but the library.

@@ -101,7 +101,8 @@ void Rig::fill(unsigned seed, Stream stream) {
   const std::int64_t longest = sizes_.max_blocks * sizes_.block_size;
   for (std::int64_t s = 0; s < sizes_.max_seqs; ++s) {
     const std::int64_t left = sizes_.max_tokens - starts.back();
-    const std::int64_t most = uniform(0, 3) == 0 ? std::min<std::int64_t>(left, 30) : 1;
+    std::int64_t most = uniform(0, 3) == 0 ? std::min<std::int64_t>(left, 30) : 1;
+    if (sizes_.max_query_len > 0) most = std::min(most, sizes_.max_query_len);
     const std::int64_t query_len = std::min(left, uniform(0, most));
     const std::int64_t seq_len = uniform(query_len, longest);
     for (std::int64_t i = 0; i < query_len; ++i) {
@@ -148,6 +149,7 @@ Batch Rig::batch() const {
   Batch batch;
   batch.num_seqs = sizes_.max_seqs;
   batch.num_actual_tokens = sizes_.max_tokens;
+  batch.max_query_len = sizes_.announced_query_len;
   const auto i32 = [](const Memory& memory, std::initializer_list<std::int64_t> shape) {
     return ConstTensorView(memory.data(), DType::kI32, shape, kDevice);
   };
@@ -187,6 +189,16 @@ std::vector<std::byte> Rig::results(Stream stream) const {
   }
   backend_.synchronize(kDevice, stream);
   return all;
+}
+
+std::vector<float> Rig::outputs(Stream stream) const {
+  std::vector<std::uint16_t> bits(
+      static_cast<std::size_t>(num_tokens_ * key_.num_heads * key_.head_size_v));
+  output_.download(bits.data(), static_cast<std::int64_t>(2 * bits.size()), 0, stream);
+  backend_.synchronize(kDevice, stream);
+  std::vector<float> numbers;
+  for (const std::uint16_t x : bits) numbers.push_back(core::bf16_to_float(x));
+  return numbers;
 }
 
 }  // namespace diffkv::cuda

@@ -43,6 +43,9 @@ struct RigSizes {
   std::int64_t max_tokens = 64;
   std::int64_t max_blocks = 40;  // of a sequence
   std::int64_t block_size = 16;
+  std::int64_t max_query_len = 0;  // 0: any
+  // What the batch says of it.
+  std::int64_t announced_query_len = 0;
 };
 
 class Rig {
@@ -55,12 +58,14 @@ class Rig {
   void fill(unsigned seed, Stream stream);
   // Overwrites every index tensor with random bits.
   void spoil_indices(unsigned seed, Stream stream);
-  // update_cache, plan, attend, combine on the stream.
+  // update_cache, plan, attend, combine on the stream: a kernel each, of attend one a tile class.
   void enqueue(Stream stream);
 
   // Bytes of the rows of the last fill's tokens, of their lse, and of the whole cache, once the
   // stream is done.
   std::vector<std::byte> results(Stream stream) const;
+  // Of the last fill's tokens, once the stream is done.
+  std::vector<float> outputs(Stream stream) const;
 
   DiffKVMetadataBuilder& builder() { return *builder_; }
 

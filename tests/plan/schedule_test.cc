@@ -15,7 +15,9 @@
 #include "core/mask.h"
 #include "diffkv/backend.h"
 #include "diffkv/plan.h"
+#include "plan/classes.h"
 #include "plan/host_plan.h"
+#include "plan/parts.h"
 #include "plan/shares.h"
 
 namespace diffkv::plan {
@@ -107,8 +109,10 @@ struct Planned {
       cls.uncut_per_share = 16;
       cls.invariant_max_tiles = 3;
       cls.invariant_max_pieces = 4;
-      cls.invariant_max_pieces = 4;
     }
+    // Some queries are longer than the batch says.
+    if (uniform(rng, 0, 1) == 0) batch.max_query_len = uniform(rng, 1, 6);
+    limits = bounded(limits, key, batch);
     loc_copy.resize(query_start_loc.size());
     len_copy.resize(seq_lens.size() + 1);
     slot_before.resize(query_start_loc.size());
@@ -145,6 +149,31 @@ struct Planned {
 
   ScheduleView view() const { return schedule_view(key, limits, tables, batch); }
 };
+
+// The slots of a cut tile's parts by number.
+std::vector<int> numbered_parts(const ScheduleView& view, int tile_class, int worker,
+                                const Piece& first) {
+  std::vector<int> slots;
+  const auto add = [&](const auto& parts) {
+    for (int part = 0; part < parts.count; ++part) {
+      if (parts.slot(part) != kNoSlot) slots.push_back(parts.slot(part));
+    }
+  };
+  if (view.policy == SchedulePolicy::kBatchInvariant) {
+    const SeqMask seq = seq_mask(view, first.seq);
+    add(InvariantParts(view, invariant_cut(view, seq_tiles(view, seq.query_len), seq), first));
+    return slots;
+  }
+  const Lane lane = lane_of(view, tile_class, worker);
+  const WorkStart* starts = view.tables.starts[tile_class];
+  const WorkStart tile{first.seq, first.line_index, 0};
+  int count = 1;
+  while (lane.share + count < lane.shares && starts_inside(starts[lane.share + count], tile)) {
+    ++count;
+  }
+  add(BalancedParts{starts, lane, view.tables.first_slot[tile_class], lane.share, count});
+  return slots;
+}
 
 class ScheduleTest : public testing::TestWithParam<SchedulePolicy> {
  protected:
@@ -238,6 +267,7 @@ TEST_P(ScheduleTest, SlotsAreUniqueAndFoundAgain) {
           EXPECT_TRUE(piece.first() && !piece.last());
           EXPECT_EQ(found.count(tile), 0U);
           for_each_partial(view, c, w, piece, [&](int slot) { found[tile].push_back(slot); });
+          EXPECT_EQ(numbered_parts(view, c, w, piece), found[tile]);
         });
       }
     }
@@ -262,7 +292,7 @@ TEST_P(ScheduleTest, CostsAreSumsOverTiles) {
         sum += cost;
       }
       EXPECT_EQ(costs.before(tiles.tiles_per_head), sum);
-      EXPECT_EQ(seq_work(view, s).cost, sum * tiles.head_groups);
+      EXPECT_EQ(seq_work(view, seq).cost, sum * tiles.head_groups);
     }
   });
 }

@@ -1,0 +1,30 @@
+#include "cuda/launch.h"
+
+namespace diffkv::cuda {
+namespace {
+
+// Stands for all kernels: one build compiles them for the same GPUs.
+__global__ void compiled_like_all() {}
+
+enum class Answer : int { kUnknown, kNo, kYes };
+
+Answer ask(const Gpu& gpu) {
+  constexpr int kLeast = 90;  // what dependent_launch.cuh needs
+  if (gpu.capability() < kLeast) return Answer::kNo;
+  cudaFuncAttributes attributes{};
+  DIFFKV_CUDA_CALL(cudaFuncGetAttributes(&attributes, compiled_like_all));
+  return attributes.ptxVersion >= kLeast ? Answer::kYes : Answer::kNo;
+}
+
+}  // namespace
+
+bool can_start_early(const Gpu& gpu) {
+  static std::array<std::atomic<Answer>, kMostGpus> answers{};
+  std::atomic<Answer>& answer = answers[static_cast<std::size_t>(gpu.index)];
+  if (answer.load(std::memory_order_relaxed) == Answer::kUnknown) {
+    answer.store(ask(gpu), std::memory_order_relaxed);
+  }
+  return answer.load(std::memory_order_relaxed) == Answer::kYes;
+}
+
+}  // namespace diffkv::cuda

@@ -1,0 +1,32 @@
+// Which tile classes a batch can need.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "diffkv/attention.h"
+#include "diffkv/batch.h"
+#include "diffkv/plan.h"
+
+namespace diffkv::plan {
+
+// The classes without the last ones that the batch's longest query leaves empty. Should a query be
+// longer, in device memory, it is the last class's, cut as finely as that has partials for.
+inline ScheduleLimits bounded(ScheduleLimits limits, const PlanKey& key, const Batch& batch) {
+  const std::int64_t query_len =
+      batch.max_query_len > 0 ? batch.max_query_len : batch.num_actual_tokens;
+  std::int32_t needed = 1;
+  while (needed < limits.num_classes &&
+         query_len * key.group() > limits.classes[needed - 1].max_seq_rows) {
+    ++needed;
+  }
+  if (needed < limits.num_classes) {
+    TileClass& last = limits.classes[needed - 1];
+    last.invariant_max_tiles = std::min(last.invariant_max_tiles,
+                                        (last.max_seq_rows + last.tile_rows - 1) / last.tile_rows);
+    limits.num_classes = needed;
+  }
+  return limits;
+}
+
+}  // namespace diffkv::plan
