@@ -8,6 +8,7 @@
 #include "cuda/stages.h"
 #include "plan/schedule.h"
 #include "plan/shares.h"
+#include "plan/walk.h"
 
 namespace diffkv::cuda {
 namespace {
@@ -155,6 +156,13 @@ __global__ void __launch_bounds__(kThreads)
     if (index < begin) index += (begin - index + threads - 1) / threads * threads;
     for (; index < end; index += threads) {
       tables.starts[c][index - begin] = plan::share_start(view, c, index - begin);
+    }
+  }
+  __syncthreads();
+  for (int c = 0; c < num_classes; ++c) {
+    for (std::int32_t share = thread; share < plan::num_shares(view.limits.classes[c]);
+         share += threads) {
+      tables.first_pieces[c][share] = plan::first_piece_of(view, c, share);
     }
   }
 }
