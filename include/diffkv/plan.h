@@ -93,7 +93,7 @@ struct WorkStart {
 
 // The first piece of a share, of lane 0; lane l's is of the l-th head group after it. Kernels begin
 // with it before they have worked anything out.
-struct FirstPiece {
+struct alignas(16) FirstPiece {
   std::int32_t seq = -1;  // -1: the share is empty
   std::int32_t line_index = 0;
   std::int32_t tiles_per_head = 0;
@@ -109,7 +109,9 @@ struct FirstPiece {
   std::int32_t begin_block = 0;
   std::int32_t end_block = 0;
   std::int32_t slot = -1;
-  std::int32_t slot_step = 0;  // from one lane to the next
+  std::int32_t slot_step = 0;    // from one lane to the next
+  std::int32_t first_share = 0;  // kBalanced: that the tile starts in
+  std::int32_t unused[3] = {};
 };
 
 // The plan in memory, host or device: prefix sums per sequence, one start and one first piece per
@@ -126,7 +128,10 @@ struct PlanTables {
   std::array<std::int64_t*, kMaxTileClasses> cost_before{};  // [num_seqs + 1]
   std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers / head_lanes + 1]
   std::array<FirstPiece*, kMaxTileClasses> first_pieces{};   // [workers / head_lanes]
-  std::array<std::int32_t, kMaxTileClasses> first_slot{};    // each class has slots of its own
+  // [workers]: of the tile that a worker starts and does not end, the blocks whose partials are
+  // there, for kernels that merge a tile with its last partial; 0 before and after an attend.
+  std::array<std::int32_t*, kMaxTileClasses> blocks_done{};
+  std::array<std::int32_t, kMaxTileClasses> first_slot{};  // each class has slots of its own
   std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first
   // row is first_partial_row.

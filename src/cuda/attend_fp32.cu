@@ -49,7 +49,7 @@ void launch(const AttendKernelParams& params, std::int32_t tile_class, cudaStrea
 }  // namespace
 
 const AttendKernel& attend_fp32() {
-  static constexpr AttendKernel kKernel{"fp32", limits, launch};
+  static constexpr AttendKernel kKernel{"fp32", false, limits, launch};
   return kKernel;
 }
 

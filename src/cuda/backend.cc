@@ -130,6 +130,9 @@ class CudaBackend final : public Backend {
                Stream stream) const override {
     if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
+    if (plan.key().policy == SchedulePolicy::kBalanced && kernel_of(params, args, plan).merges) {
+      return;
+    }
     cuda::combine(attend_kernel_params(params, args, plan), gpu(args.query.device.index),
                   handle_of(stream));
   }

@@ -146,6 +146,11 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (thread < num_classes) tables.cost_before[thread][0] = 0;
+  for (int c = 0; c < num_classes; ++c) {
+    for (std::int32_t w = thread; w < view.limits.classes[c].workers; w += threads) {
+      tables.blocks_done[c][w] = 0;
+    }
+  }
   __syncthreads();
 
   std::int32_t end = 0;  // of the class's starts, counted over all classes

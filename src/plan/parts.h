@@ -70,11 +70,6 @@ DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_cla
 // The partial of an empty share: there is none, but others may follow.
 inline constexpr std::int32_t kNoSlot = -1;
 
-// Whether the share starts inside `tile`, which is then cut.
-DIFFKV_HD inline bool starts_inside(const WorkStart& start, const WorkStart& tile) {
-  return start.block > 0 && same_tile(start, tile);
-}
-
 // kBalanced: a part for each share from the one that the tile starts in to the last that starts
 // inside it.
 struct BalancedParts {

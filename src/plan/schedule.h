@@ -263,7 +263,8 @@ struct Piece {
   Tile tile;
   std::int32_t begin_block = 0;
   std::int32_t end_block = 0;
-  std::int32_t slot = -1;  // -1: the whole tile
+  std::int32_t slot = -1;        // -1: the whole tile
+  std::int32_t first_share = 0;  // kBalanced: that the tile starts in
 
   DIFFKV_HD bool first() const { return begin_block == 0; }
   DIFFKV_HD bool last() const { return end_block == tile.num_blocks; }
@@ -277,6 +278,11 @@ DIFFKV_HD inline bool before(const WorkStart& a, const WorkStart& b) {
   if (a.seq != b.seq) return a.seq < b.seq;
   if (a.tile != b.tile) return a.tile < b.tile;
   return a.block < b.block;
+}
+
+// Whether the share starts inside `tile`, which is then cut.
+DIFFKV_HD inline bool starts_inside(const WorkStart& start, const WorkStart& tile) {
+  return start.block > 0 && same_tile(start, tile);
 }
 
 // Slot of the piece of (seq, tile) that starts at virtual block `begin`.

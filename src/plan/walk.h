@@ -32,6 +32,7 @@ DIFFKV_HD inline bool find_piece(const ScheduleView& view, std::int32_t tile_cla
         if (end < piece.end_block) piece.end_block = end;
       }
       piece.slot = slot_of(view, tile_class, worker, cut, piece);
+      piece.first_share = lane.share;
       return true;
     }
   }
@@ -42,6 +43,17 @@ DIFFKV_HD inline bool find_piece(const ScheduleView& view, std::int32_t tile_cla
 DIFFKV_HD inline WorkStart after(const Piece& piece) {
   if (piece.last()) return WorkStart{piece.seq, piece.line_index + 1, 0};
   return WorkStart{piece.seq, piece.line_index, piece.end_block};
+}
+
+// The share that a tile starts in, which `share` starts inside.
+DIFFKV_HD inline std::int32_t first_share_of(const WorkStart* starts, std::int32_t share) {
+  const WorkStart tile = starts[share];
+  std::int32_t low = 0;  // the last share that does not start inside
+  while (share - low > 1) {
+    const std::int32_t middle = low + (share - low) / 2;
+    (starts_inside(starts[middle], tile) ? share : low) = middle;
+  }
+  return low;
 }
 
 // What FirstPiece says of a share.
@@ -73,6 +85,8 @@ DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
   first.slot_step = view.policy == SchedulePolicy::kBatchInvariant
                         ? tiles.tiles_per_head * invariant_cut(view, tiles, seq).slots_per_tile
                         : 2;
+  const bool continued = starts_inside(starts[share], starts[share]);
+  first.first_share = continued && share > 0 ? first_share_of(starts, share) : share;
   return first;
 }
 
@@ -99,6 +113,7 @@ DIFFKV_HD inline Piece unpack(const ScheduleView& view, std::int32_t tile_class,
   piece.begin_block = first.begin_block;
   piece.end_block = first.end_block;
   piece.slot = first.slot < 0 ? -1 : first.slot + lane * first.slot_step;
+  piece.first_share = first.first_share;
   return piece;
 }
 
@@ -110,7 +125,7 @@ class Share {
 
   // Both: false if there is none.
   DIFFKV_HD bool first(Piece& piece) const {
-    const detail::FirstPiece& first = view_.tables.first_pieces[tile_class_][index()];
+    const detail::FirstPiece first = view_.tables.first_pieces[tile_class_][index()];
     if (first.seq < 0) return false;
     piece = unpack(view_, tile_class_, worker_ - index() * lanes(), first);
     return true;

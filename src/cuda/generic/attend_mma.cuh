@@ -9,6 +9,7 @@
 
 #include "cuda/dependent_launch.cuh"
 #include "cuda/generic/consumer.cuh"
+#include "cuda/generic/merge.cuh"
 #include "cuda/generic/producer.cuh"
 #include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
@@ -22,6 +23,7 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     attend_mma(const __grid_constant__ AttendKernelParams params,
                const __grid_constant__ KvMaps maps, Depth depth, std::int32_t tile_class) {
   extern __shared__ __align__(1024) std::byte memory[];
+  if (threadIdx.x == T::Grid::kConsumers * kWarp) Producer<T>::prefetch(maps);
   const Shared<T> shared(memory, depth);
   if (threadIdx.x == 0) {
     const bool boxes = Producer<T>::by_boxes(maps);
@@ -34,6 +36,7 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
       ptx::init(shared.query_empty + i, T::Grid::kConsumers);
     }
     ptx::fence_barrier_init();
+    shared.cut_pieces[0].blocks = shared.cut_pieces[1].blocks = 0;
   }
   let_next_kernel_start();
   if (params.head_size_qk < T::kHeadSizeQk || params.head_size_v < T::kHeadSizeV) {
@@ -54,6 +57,9 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
   } else {
     if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
     Consumer<T>(params, shared, depth).run();
+    if (params.schedule.policy == SchedulePolicy::kBalanced) {
+      TileMerge<T>(params, shared, tile_class).run();
+    }
   }
 }
 

@@ -37,37 +37,49 @@ class Consumer {
 
   __device__ void run() {
     for (;;) {
-      const std::int32_t slice = stage_.index * Grid::kKeyWarps + key_warp_;
-      ptx::wait(shared_.stage_full + slice, stage_.parity);
-      const StageInfo block = shared_.stage_infos[slice];
+      StageInfo block = next_block();
       if ((block.flags & kNoMoreWork) != 0) return;
-      if ((block.flags & kFirstOfPiece) != 0) start_piece();
-      const std::int32_t first = key_warp_ * Grid::kWarpKeys;
-#pragma unroll 1
-      for (std::int32_t at = first; at < first + Grid::kWarpKeys; at += kSliceKeys) {
-        const std::int32_t first_key = block.first_key + at;
-        if (first_key < block.end && first_key + kSliceKeys > block.begin &&
-            any_sees(first_key, first_key + kSliceKeys)) {
-          run_slice(block, first_key, at);
-        }
+      start_piece();
+      for (;;) {
+        run_block(block);
+        __syncwarp();
+        if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice());
+        stage_.advance(depth_.stages);
+        if ((block.flags & kLastOfPiece) != 0) break;
+        block = next_block();
       }
-      __syncwarp();
-      if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice);
-      stage_.advance(depth_.stages);
-      if ((block.flags & kLastOfPiece) != 0) finish_piece();
+      finish_piece();
     }
   }
 
  private:
   static constexpr int kTilesV = T::kHeadSizeV / 8;
   static constexpr int kStepsQk = T::kHeadSizeQk / kMmaRows;
-  // Queries stay in registers where they are few.
-  static constexpr bool kKeepQueries = Grid::kRowTiles == 1 && Grid::kRowWarps == 1;
   // Keys that are scored at a time: of two row tiles only half of those in a block, for registers.
   static constexpr int kSliceKeys =
       Grid::kRowTiles > 1 && Grid::kWarpKeys > 32 ? 32 : Grid::kWarpKeys;
   // Scores of few keys are summed in two halves, to have more independent instructions.
   static constexpr int kChains = Grid::kRowTiles * kSliceKeys <= 16 ? 2 : 1;
+
+  // Of the stages' slices this warp's.
+  __device__ std::int32_t slice() const { return stage_.index * Grid::kKeyWarps + key_warp_; }
+
+  __device__ StageInfo next_block() const {
+    ptx::wait(shared_.stage_full + slice(), stage_.parity);
+    return shared_.stage_infos[slice()];
+  }
+
+  __device__ void run_block(const StageInfo& block) {
+    const std::int32_t first = key_warp_ * Grid::kWarpKeys;
+#pragma unroll 1
+    for (std::int32_t at = first; at < first + Grid::kWarpKeys; at += kSliceKeys) {
+      const std::int32_t first_key = block.first_key + at;
+      if (first_key < block.end && first_key + kSliceKeys > block.begin &&
+          any_sees(first_key, first_key + kSliceKeys)) {
+        run_slice(block, first_key, at);
+      }
+    }
+  }
 
   __device__ const auto& piece() const { return shared_.pieces[query_.index]; }
 
@@ -86,12 +98,6 @@ class Consumer {
     find_seen();
     queries_ =
         query_address<T>(queries + static_cast<std::uint32_t>(first_row_ * T::kQueryPitch), lane_);
-    if constexpr (kKeepQueries) {
-#pragma unroll
-      for (int k = 0; k < kStepsQk; ++k) {
-        ptx::load_matrices(kept_queries_[k], queries_ + static_cast<std::uint32_t>(k * 32));
-      }
-    }
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       states_[m] = RowStates();
@@ -261,14 +267,9 @@ class Consumer {
     for (int sub = 0; sub < kSubsteps; ++sub) {
 #pragma unroll
       for (int m = 0; m < Grid::kRowTiles; ++m) {
-        if constexpr (kKeepQueries) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) a[sub][m][i] = kept_queries_[k + sub][i];
-        } else {
-          ptx::load_matrices(a[sub][m],
-                             queries_ + static_cast<std::uint32_t>(m * kMmaRows * T::kQueryPitch +
-                                                                   (k + sub) * 32));
-        }
+        ptx::load_matrices(
+            a[sub][m],
+            queries_ + static_cast<std::uint32_t>(m * kMmaRows * T::kQueryPitch + (k + sub) * 32));
       }
     }
 #pragma unroll
@@ -416,7 +417,6 @@ class Consumer {
   core::RowKeys all_;
   core::RowKeys any_;
   std::uint32_t queries_ = 0;
-  std::uint32_t kept_queries_[kKeepQueries ? kStepsQk : 1][4];
   RowStates states_[Grid::kRowTiles];
   float factor_[Grid::kRowTiles][2];
   float sums_[Grid::kRowTiles][kTilesV][4];

@@ -151,7 +151,7 @@ struct Family {
 template <DType kQuery, DType kStored, int kHeadSizeQk, int kHeadSizeV>
 const MmaKernel& kernel() {
   using F = Family<kQuery, kStored, kHeadSizeQk, kHeadSizeV>;
-  static const MmaKernel instance{{"mma", F::limits, F::launch}, F::fits};
+  static const MmaKernel instance{{"mma", true, F::limits, F::launch}, F::fits};
   return instance;
 }
 

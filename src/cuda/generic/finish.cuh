@@ -22,6 +22,17 @@ namespace diffkv::cuda::mma {
 inline constexpr int kConsumerBarrier = 1;
 
 template <class T>
+__device__ inline void write_lse(const AttendKernelParams& params,
+                                 const typename Shared<T>::Piece& piece, std::int32_t row,
+                                 float lse) {
+  const std::int32_t group = params.schedule.group;
+  const std::int32_t index = piece.first_row + row;
+  const std::int64_t token = std::int64_t{piece.first_token} + index / group;
+  const std::int64_t head = std::int64_t{piece.kv_head} * group + index % group;
+  params.lse[head * params.lse_stride_head + token * params.lse_stride_token] = lse;
+}
+
+template <class T>
 class Finish {
  public:
   using Grid = typename T::Grid;
@@ -54,17 +65,21 @@ class Finish {
   // Merges and writes those rows, once all warps have put their states.
   __device__ void write(const RowStates& states, Sums& sums, std::int32_t first_row) const {
     std::byte* to[2];
+    // Lane l finds out about row l % 16.
+    const Row own_row = row_of(states, first_row);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const Row row = row_of(states, first_row + lane_ / 4 + 8 * h, h);
-      to[h] = row.to;
+      const int source = lane_ / 4 + 8 * h;
+      const float scale = __shfl_sync(kAllLanes, own_row.scale, source);
+      to[h] = reinterpret_cast<std::byte*>(
+          __shfl_sync(kAllLanes, reinterpret_cast<std::uint64_t>(own_row.to), source));
 #pragma unroll
       for (auto& tile : sums) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           // Sums of no weight are left out: a row that saw nothing is zero whatever they hold.
           float& x = tile[2 * h + i];
-          x = row.scale == 0.0F ? 0.0F : x * row.scale;
+          x = scale == 0.0F ? 0.0F : x * scale;
         }
       }
     }
@@ -98,13 +113,20 @@ class Finish {
     float scale;    // of this warp's sums
   };
 
-  // A row's softmax over all warps; writes what is one number a row.
-  __device__ Row row_of(const RowStates& states, std::int32_t row, int h) const {
+  // The softmax of row first_row + lane % 16 over all warps; writes what is one number a row.
+  __device__ Row row_of(const RowStates& states, std::int32_t first_row) const {
+    const std::int32_t row = first_row + lane_ % kMmaRows;
     core::SoftmaxState state;  // in log2
     float weight = 1.0F;
     if constexpr (kKeyWarps == 1) {
-      state.max = states.max[h];
-      state.sum = quad_sum(states.sum[h]);
+      const float sums[2] = {quad_sum(states.sum[0]), quad_sum(states.sum[1])};
+      const int source = lane_ % 8 * 4;
+      const float max[2] = {__shfl_sync(kAllLanes, states.max[0], source),
+                            __shfl_sync(kAllLanes, states.max[1], source)};
+      const float sum[2] = {__shfl_sync(kAllLanes, sums[0], source),
+                            __shfl_sync(kAllLanes, sums[1], source)};
+      state = lane_ % kMmaRows < 8 ? core::SoftmaxState{max[0], sum[0]}
+                                   : core::SoftmaxState{max[1], sum[1]};
     } else {
 #pragma unroll
       for (int w = 0; w < kKeyWarps; ++w) {
@@ -122,7 +144,7 @@ class Finish {
       }
     }
     state.max *= kLn2;
-    const bool writes = key_warp_ == 0 && lane_ % 4 == 0;
+    const bool writes = key_warp_ == 0 && lane_ < kMmaRows;
     if (piece_.slot >= 0) {
       if (row >= piece_.num_rows) return {nullptr, weight};
       const detail::PlanTables& tables = params_.schedule.tables;
@@ -137,16 +159,8 @@ class Finish {
     const std::int64_t at = piece_.output_at[row];
     if (at < 0) return {nullptr, weight};
     const core::SoftmaxEnd end = core::finish(state, piece_.sink[row]);
-    if (writes && params_.lse != nullptr) write_lse(row, end.lse);
+    if (writes && params_.lse != nullptr) write_lse<T>(params_, piece_, row, end.lse);
     return {params_.output.data + at, end.empty ? 0.0F : weight * end.factor * piece_.value_scale};
-  }
-
-  __device__ void write_lse(std::int32_t row, float lse) const {
-    const std::int32_t group = params_.schedule.group;
-    const std::int32_t index = piece_.first_row + row;
-    const std::int64_t token = std::int64_t{piece_.first_token} + index / group;
-    const std::int64_t head = std::int64_t{piece_.kv_head} * group + index % group;
-    params_.lse[head * params_.lse_stride_head + token * params_.lse_stride_token] = lse;
   }
 
   // Each warp gets the sums of its own columns from the others with its rows, kMergeTiles tiles at

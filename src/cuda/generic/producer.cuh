@@ -33,6 +33,13 @@ class Producer {
 
   static __device__ bool by_boxes(const KvMaps& maps) { return ptx::kTensorCopies && maps.usable; }
 
+  // Descriptions of tensors come from memory, too.
+  static __device__ void prefetch(const KvMaps& maps) {
+    if (!by_boxes(maps)) return;
+    ptx::prefetch_map(&maps.key.map);
+    ptx::prefetch_map(&maps.value.map);
+  }
+
   __device__ Producer(const AttendKernelParams& params, const KvMaps& maps, const Shared<T>& shared,
                       Depth depth, std::int32_t tile_class)
       : params_(params),
@@ -91,8 +98,7 @@ class Producer {
 
   __device__ static Load block_at(const plan::Piece& piece, std::int32_t v) {
     Load load;
-    load.flags = (v == piece.begin_block ? kFirstOfPiece : 0) |
-                 (v + 1 >= piece.end_block ? kLastOfPiece : 0);
+    load.flags = v + 1 >= piece.end_block ? kLastOfPiece : 0;
     load.seq = piece.seq;
     load.kv_head = piece.tile.kv_head;
     if (v < piece.end_block) {
@@ -159,7 +165,7 @@ class Producer {
         ptx::shared_address(shared_.stages) +
         static_cast<std::uint32_t>(stage_.index * T::kStageBytes + lane_ * T::kBoxBytes);
     constexpr int kBoxes = Grid::kWarpKeys / kBoxKeys;  // of a slice
-#pragma unroll
+#pragma unroll 1
     for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
       ptx::Barrier* full = open(load, slice);
       const std::uint32_t in_slice = lanes >> (slice * kBoxes) & ((1U << kBoxes) - 1U);
@@ -303,6 +309,16 @@ class Producer {
     if (lane_ == 0) {
       if (piece.slot >= 0) {
         info.partial_row = plan::partial_row(schedule, tile_class_, piece.slot, 0);
+        const std::int32_t lanes = schedule.limits.classes[tile_class_].head_lanes;
+        shared_.cut_pieces[piece.first() ? 1 : 0] = {
+            piece.end_block - piece.begin_block,
+            piece.tile.num_blocks,
+            piece.seq,
+            piece.line_index,
+            piece.first_share * lanes + piece.tile.head_group % lanes,
+            piece.tile.kv_head,
+            piece.tile.first_row,
+            piece.tile.num_rows};
       }
       info.kv_head = piece.tile.kv_head;
       info.first_row = piece.tile.first_row;

@@ -128,6 +128,12 @@ __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t 
 #endif
 }
 
+__device__ inline void prefetch_map(const void* map) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
+}
+
 // 16 bytes, not by way of L1.
 __device__ inline void copy_async(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),

@@ -28,6 +28,7 @@ struct Shared {
     stage_empty = stage_full + SharedLayout<T>::kSlices;
     query_full = stage_empty + SharedLayout<T>::kSlices;
     query_empty = query_full + kMaxQueryBuffers;
+    cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
   }
 
   std::byte* stages;       // [stages, boxes of a block, kBoxBytes], see chunk_at()
@@ -42,6 +43,7 @@ struct Shared {
   ptx::Barrier* stage_empty;
   ptx::Barrier* query_full;
   ptx::Barrier* query_empty;
+  CutPiece* cut_pieces;  // [2]: one that the share starts with, one that it ends with
 };
 
 // A place in a ring, and the parity of the round it is in.

@@ -124,7 +124,19 @@ struct alignas(16) PieceInfo {
   float query_factor[kRows];
 };
 
-enum StageFlags : std::int32_t { kFirstOfPiece = 1, kLastOfPiece = 2, kNoMoreWork = 4 };
+// One of the two pieces of cut tiles that a share may have, for the merge of its tile.
+struct alignas(16) CutPiece {
+  std::int32_t blocks;  // 0: there is none
+  std::int32_t blocks_of_tile;
+  std::int32_t seq;
+  std::int32_t line_index;
+  std::int32_t first_worker;  // that has the tile's first piece
+  std::int32_t kv_head;
+  std::int32_t first_row;
+  std::int32_t num_rows;
+};
+
+enum StageFlags : std::int32_t { kLastOfPiece = 1, kNoMoreWork = 2 };
 
 // Of a slice of a stage, too.
 struct StageInfo {
@@ -147,7 +159,8 @@ struct SharedLayout {
         row_sum(row_max + kRowFloats),
         stage_infos(row_sum + kRowFloats),
         barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
-        bytes(barriers + (2 * kSlices + 2 * kMaxQueryBuffers) * 8) {}
+        cut_pieces(barriers + (2 * kSlices + 2 * kMaxQueryBuffers) * 8),
+        bytes(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))) {}
 
   static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
@@ -159,6 +172,7 @@ struct SharedLayout {
   int row_sum;
   int stage_infos;
   int barriers;
+  int cut_pieces;
   int bytes;
 };
 
