@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
   if (thread < num_classes) tables.cost_before[thread][0] = 0;
   for (int c = 0; c < num_classes; ++c) {
     for (std::int32_t w = thread; w < view.limits.classes[c].workers; w += threads) {
-      tables.blocks_done[c][w] = 0;
+      tables.merges[c][w] = detail::MergeProgress{};
     }
   }
   __syncthreads();

@@ -243,10 +243,6 @@ class Producer {
     const std::int32_t buffer = query_.index;
     ptx::Barrier* full = shared_.query_full + buffer;
     ptx::wait(shared_.query_empty + buffer, query_.parity ^ 1U);
-    if (warp_ == 1) describe(piece, shared_.pieces[buffer]);
-    __syncwarp();
-    if (lane_ == 0) ptx::arrive(full);
-
     const std::int32_t first_token = params_.schedule.tables.query_start_loc[piece.seq];
     const std::int32_t group = params_.schedule.group;
     // Rows of tokens that are not computed are the sequence's last ones.
@@ -272,6 +268,9 @@ class Producer {
           });
     }
     ptx::arrive_after_copies(full);
+    if (warp_ == 1) describe(piece, shared_.pieces[buffer]);
+    __syncwarp();
+    if (lane_ == 0) ptx::arrive(full);
     query_.advance(depth_.query_buffers);
   }
 
@@ -318,7 +317,8 @@ class Producer {
             piece.first_share * lanes + piece.tile.head_group % lanes,
             piece.tile.kv_head,
             piece.tile.first_row,
-            piece.tile.num_rows};
+            piece.tile.num_rows,
+            piece.first()};
       }
       info.kv_head = piece.tile.kv_head;
       info.first_row = piece.tile.first_row;
