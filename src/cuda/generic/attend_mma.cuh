@@ -13,22 +13,24 @@
 #include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
 #include "cuda/params.h"
+#include "cuda/tensor_maps.h"
 
 namespace diffkv::cuda::mma {
 
 template <class T>
 __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
-    attend_mma(const __grid_constant__ AttendKernelParams params, Depth depth,
-               std::int32_t tile_class) {
-  extern __shared__ __align__(128) std::byte memory[];
+    attend_mma(const __grid_constant__ AttendKernelParams params,
+               const __grid_constant__ KvMaps maps, Depth depth, std::int32_t tile_class) {
+  extern __shared__ __align__(1024) std::byte memory[];
   const Shared<T> shared(memory, depth);
   if (threadIdx.x == 0) {
-    for (std::int32_t i = 0; i < depth.stages; ++i) {
-      ptx::init(shared.stage_full + i, Producer<T>::kFullArrivals);
-      ptx::init(shared.stage_empty + i, T::Grid::kConsumers);
+    const bool boxes = Producer<T>::by_boxes(maps);
+    for (std::int32_t i = 0; i < depth.stages * T::Grid::kKeyWarps; ++i) {
+      ptx::init(shared.stage_full + i, boxes ? 1 : Producer<T>::kRowArrivals);
+      ptx::init(shared.stage_empty + i, T::Grid::kRowWarps);
     }
     for (std::int32_t i = 0; i < depth.query_buffers; ++i) {
-      ptx::init(shared.query_full + i, Producer<T>::kFullArrivals);
+      ptx::init(shared.query_full + i, Producer<T>::kQueryArrivals);
       ptx::init(shared.query_empty + i, T::Grid::kConsumers);
     }
     ptx::fence_barrier_init();
@@ -40,13 +42,13 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
          at += T::Grid::kThreads * 16) {
       *reinterpret_cast<uint4*>(memory + at) = make_uint4(0, 0, 0, 0);
     }
-    ptx::fence_before_bulk_copies();
+    ptx::fence_before_tensor_copies();
   }
   __syncthreads();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   if (threadIdx.x >= T::Grid::kConsumers * kWarp) {
     if constexpr (T::Grid::kGiveRegisters) ptx::leave_registers<56>();
-    Producer<T>(params, shared, depth, tile_class).run(worker);
+    Producer<T>(params, maps, shared, depth, tile_class).run(worker);
   } else {
     if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
     Consumer<T>(params, shared, depth, tile_class).run();

@@ -34,17 +34,19 @@ class Consumer {
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp),
         first_row_(warp_ / Grid::kKeyWarps * Grid::kRowTiles * kMmaRows),
-        slice_(warp_ % Grid::kKeyWarps * Grid::kWarpKeys),
+        key_warp_(warp_ % Grid::kKeyWarps),
         always_ruled_(params.soft_cap > 0.0F || params.alibi_slopes.data != nullptr) {}
 
   __device__ void run() {
     for (;;) {
-      ptx::wait(shared_.stage_full + stage_.index, stage_.parity);
-      const StageInfo block = shared_.stage_infos[stage_.index];
+      const std::int32_t slice = stage_.index * Grid::kKeyWarps + key_warp_;
+      ptx::wait(shared_.stage_full + slice, stage_.parity);
+      const StageInfo block = shared_.stage_infos[slice];
       if ((block.flags & kNoMoreWork) != 0) return;
       if ((block.flags & kFirstOfPiece) != 0) start_piece();
+      const std::int32_t first = key_warp_ * Grid::kWarpKeys;
 #pragma unroll 1
-      for (std::int32_t at = slice_; at < slice_ + Grid::kWarpKeys; at += kSliceKeys) {
+      for (std::int32_t at = first; at < first + Grid::kWarpKeys; at += kSliceKeys) {
         const std::int32_t first_key = block.first_key + at;
         if (first_key < block.end && first_key + kSliceKeys > block.begin &&
             any_sees(first_key, first_key + kSliceKeys)) {
@@ -52,7 +54,7 @@ class Consumer {
         }
       }
       __syncwarp();
-      if (lane_ == 0) ptx::arrive(shared_.stage_empty + stage_.index);
+      if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice);
       stage_.advance(depth_.stages);
       if ((block.flags & kLastOfPiece) != 0) finish_piece();
     }
@@ -178,8 +180,8 @@ class Consumer {
 
   // Keys of a block from its key `at` on.
   __device__ void run_slice(const StageInfo& block, std::int32_t first_key, std::int32_t at) {
-    std::byte* rows = shared_.stages + stage_.index * T::kStageBytes + at * T::kRowPitch;
-    const std::uint32_t keys = ptx::shared_address(rows);
+    std::byte* boxes = shared_.stages + stage_.index * T::kStageBytes + at / kBoxKeys * T::kBoxBytes;
+    const std::uint32_t keys = ptx::shared_address(boxes);
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     multiply_keys(keys, scores);
 
@@ -200,13 +202,13 @@ class Consumer {
     }
     weigh(scores, ruled);
     const bool by_element = (masked || biased) &&
-                            clear_and_inspect(rows, block.begin - first_key, block.end - first_key);
+                            clear_and_inspect(boxes, block.begin - first_key, block.end - first_key);
     if (by_element) {
-      add_visible_values(rows, scores, hidden);
+      add_visible_values(boxes, scores, hidden);
     } else {
-      add_values(keys + T::kKeyBytes, scores);
+      add_values(keys, scores);
     }
-    if (masked) ptx::fence_before_bulk_copies();
+    if (masked) ptx::fence_before_tensor_copies();
   }
 
   __device__ void multiply_keys(std::uint32_t keys,
@@ -272,8 +274,8 @@ class Consumer {
     }
 #pragma unroll
     for (int n = 0; n < kSliceKeys / 16; ++n) {
-      ptx::load_matrices(raw[n], address + static_cast<std::uint32_t>(n * 16 * T::kRowPitch +
-                                                                      k / kSubsteps * kStepBytes));
+      ptx::load_matrices(raw[n], at_step<T>(address, k / kSubsteps) +
+                                     static_cast<std::uint32_t>(n * T::kBoxBytes));
     }
   }
 
@@ -291,9 +293,9 @@ class Consumer {
     }
   }
 
-  __device__ void add_values(std::uint32_t values,
+  __device__ void add_values(std::uint32_t keys,
                              const float (&weights)[Grid::kRowTiles][kSliceKeys / 8][4]) {
-    const std::uint32_t address = value_address<T>(values, lane_);
+    const std::uint32_t address = value_address<T>(keys, lane_);
 #pragma unroll
     for (int k = 0; k < kSliceKeys / kMmaRows; ++k) {
       std::uint32_t a[Grid::kRowTiles][4];
@@ -306,15 +308,14 @@ class Consumer {
         }
       }
       constexpr int kTiles = ValueStep<T>::kTiles;
-      const std::uint32_t row = address + static_cast<std::uint32_t>(k * kMmaRows * T::kRowPitch);
+      const std::uint32_t box = address + static_cast<std::uint32_t>(k * T::kBoxBytes);
       std::uint32_t raw[2][4];
-      ptx::load_matrices_transposed(raw[0], row);
+      ptx::load_matrices_transposed(raw[0], box);
 #pragma unroll
       for (int n = 0; n < kTilesV; n += kTiles) {
         const int now = n / kTiles % 2;
         if (n + kTiles < kTilesV) {
-          ptx::load_matrices_transposed(
-              raw[1 - now], row + static_cast<std::uint32_t>((n / kTiles + 1) * kStepBytes));
+          ptx::load_matrices_transposed(raw[1 - now], at_step<T>(box, n / kTiles + 1));
         }
         const ValueStep<T> value(raw[now]);
 #pragma unroll
@@ -331,13 +332,13 @@ class Consumer {
   // Zeroes the values of the slice's keys outside [begin, end), which were not loaded. Returns
   // whether a value of the others is not finite, which zero weights would not keep out.
   // Warps of other rows may do the same at the same time; all write zeros, and each reads its own.
-  __device__ bool clear_and_inspect(std::byte* rows, std::int32_t begin, std::int32_t end) {
-    constexpr int kChunks = (T::kRowBytes - T::kKeyBytes) / 16;
+  __device__ bool clear_and_inspect(std::byte* boxes, std::int32_t begin, std::int32_t end) {
+    constexpr int kChunks = T::kValueSlabs * T::kSlabChunks;
     bool found = false;
     for (std::int32_t i = lane_; i < kSliceKeys * kChunks; i += kWarp) {
       const std::int32_t row = i / kChunks;
       auto* chunk =
-          reinterpret_cast<uint4*>(rows + row * T::kRowPitch + T::kKeyBytes + i % kChunks * 16);
+          reinterpret_cast<uint4*>(boxes + T::kValuesInBox + chunk_at<T>(row, i % kChunks));
       if (row < begin || row >= end) {
         *chunk = make_uint4(0, 0, 0, 0);
       } else {
@@ -350,7 +351,7 @@ class Consumer {
   }
 
   // The slow way for blocks that hold infinities or NaN which some rows must not see.
-  __device__ void add_visible_values(const std::byte* rows,
+  __device__ void add_visible_values(const std::byte* boxes,
                                      const float (&weights)[Grid::kRowTiles][kSliceKeys / 8][4],
                                      const std::uint32_t (&hidden)[Grid::kRowTiles]) {
 #pragma unroll
@@ -359,7 +360,6 @@ class Consumer {
       for (int n = 0; n < kSliceKeys / 8; ++n) {
 #pragma unroll 1
         for (int k = 0; k < 8; ++k) {
-          const std::byte* value = rows + (8 * n + k) * T::kRowPitch + T::kKeyBytes;
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             const int source = lane_ / 4 * 4 + k / 2;
@@ -373,8 +373,8 @@ class Consumer {
             for (int c = 0; c < kTilesV; ++c) {
 #pragma unroll
               for (int i = 0; i < 2; ++i) {
-                sums_[m][c][2 * h + i] = fmaf(weight, value_at<T>(value, column_of<T>(c, lane_, i)),
-                                              sums_[m][c][2 * h + i]);
+                const float value = value_at<T>(boxes, 8 * n + k, column_of<T>(c, lane_, i));
+                sums_[m][c][2 * h + i] = fmaf(weight, value, sums_[m][c][2 * h + i]);
               }
             }
           }
@@ -411,7 +411,6 @@ class Consumer {
       finish.write(first);
       first += depth_.merge_columns;
     }
-    if constexpr (T::kFp8) ptx::fence_before_bulk_copies();
     __syncwarp();
     if (lane_ == 0) ptx::arrive(shared_.query_empty + query_.index);
     query_.advance(depth_.query_buffers);
@@ -424,7 +423,7 @@ class Consumer {
   const std::int32_t lane_;
   const std::int32_t warp_;
   const std::int32_t first_row_;  // of this warp in the tile
-  const std::int32_t slice_;      // this warp's first key in a block
+  const std::int32_t key_warp_;   // which slice of a block is this warp's
   const bool always_ruled_;
   RingPosition stage_;
   RingPosition query_;

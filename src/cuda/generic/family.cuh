@@ -12,19 +12,18 @@
 #include "cuda/generic/attend_mma.cuh"
 #include "cuda/generic/tile.h"
 #include "cuda/instances/instances.h"
+#include "cuda/tensor_maps.h"
 
 namespace diffkv::cuda::mma {
 
 // Warps of a decode tile share nothing but the merge. Two blocks share an SM: where tiles are
-// short, one computes while the other starts or ends a tile. Bulk copies of rows of fp8 would be
-// too many and too small.
-template <DType kStored>
-using DecodeGrid = WarpGrid<1, 4, 1, 64, 2, 2, !is_fp8(kStored)>;
+// short, one computes while the other starts or ends a tile.
+using DecodeGrid = WarpGrid<1, 4, 1, 64, 2, 2>;
 // Up to 4 tokens of a group of 16.
-using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1, true>;
-using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
+using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1>;
+using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 // Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
-using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1, true>;
+using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
 
 enum TileClassIndex : std::int32_t { kDecode, kWideDecode, kPrefill, kNumClasses };
 
@@ -69,7 +68,9 @@ void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, cuda
   DIFFKV_CUDA_CALL(
       cudaFuncSetAttribute(attend_mma<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const auto workers = static_cast<unsigned>(params.schedule.limits.classes[tile_class].workers);
-  attend_mma<T><<<workers, T::Grid::kThreads, bytes, stream>>>(params, depth, tile_class);
+  const KvMaps maps =
+      kv_maps(params, {kBoxKeys, kSlabColumns, T::kKeySlabs, T::kValueSlabs});
+  attend_mma<T><<<workers, T::Grid::kThreads, bytes, stream>>>(params, maps, depth, tile_class);
   DIFFKV_CUDA_CALL(cudaGetLastError());
 }
 
@@ -77,7 +78,7 @@ template <DType kQuery, DType kStored, int kHeadSizeQk, int kHeadSizeV>
 struct Family {
   template <class Grid>
   using TileOf = Tile<Grid, kQuery, kStored, kHeadSizeQk, kHeadSizeV>;
-  using Decode = TileOf<DecodeGrid<kStored>>;
+  using Decode = TileOf<DecodeGrid>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
   using TallPrefill = TileOf<TallPrefillGrid>;
@@ -124,6 +125,8 @@ struct Family {
       limits.classes[c].tile_cost = 1;
       limits.classes[c].head_lanes = head_lanes(key, limits.classes[c].workers);
     }
+    // Its start and end, queries and results of many rows, take as long as 8 blocks.
+    limits.classes[kPrefill].tile_cost = 8;
     // Its partials are wide: fewer of them.
     limits.classes[kPrefill].invariant_max_pieces = 4;
     return limits;

@@ -70,7 +70,7 @@ template <class T>
 struct KeyStep {
   static constexpr int kSteps = T::kFp8 ? 2 : 1;  // of 16 columns
 
-  // `m`: what ldmatrix gives at key_address() of the keys, plus kStepBytes a step.
+  // `m`: what ldmatrix gives at_step() of key_address().
   __device__ explicit KeyStep(const std::uint32_t (&m)[4]) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -87,11 +87,19 @@ struct KeyStep {
   std::uint32_t b[kSteps][2][2];
 };
 
-// Where a lane's row of KeyStep is: `keys` is the address of 16 keys' first row.
+// Where a lane's row of the first KeyStep is: `box` is the address of 16 keys' box.
 template <class T>
-__device__ inline std::uint32_t key_address(std::uint32_t keys, int lane) {
-  const int row = lane / 16 * 8 + lane % 8;
-  return keys + static_cast<std::uint32_t>(row * T::kRowPitch + lane / 8 % 2 * 16);
+__device__ inline std::uint32_t key_address(std::uint32_t box, int lane) {
+  return box + static_cast<std::uint32_t>(chunk_at<T>(lane / 16 * 8 + lane % 8, lane / 8 % 2));
+}
+
+// The address of step `step` (of kStepBytes) from that of step 0, of keys or of values. A box starts
+// at a multiple of 512 bytes, so that the lower bits are those of the place in the slab.
+template <class T>
+__device__ inline std::uint32_t at_step(std::uint32_t address, int step) {
+  constexpr int kSteps = T::kSlabRowBytes / kStepBytes;  // of a slab
+  return (address ^ static_cast<std::uint32_t>(step % kSteps * kStepBytes)) +
+         static_cast<std::uint32_t>(step / kSteps * T::kSlabBytes);
 }
 
 // The right operands of 16 keys' values: b[tile of 8 columns][register].
@@ -99,7 +107,7 @@ template <class T>
 struct ValueStep {
   static constexpr int kTiles = T::kFp8 ? 4 : 2;
 
-  // `m`: what ldmatrix.trans gives at value_address() of the keys, plus kStepBytes a step.
+  // `m`: what ldmatrix.trans gives at_step() of value_address().
   __device__ explicit ValueStep(const std::uint32_t (&m)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -115,10 +123,9 @@ struct ValueStep {
   std::uint32_t b[kTiles][2];
 };
 
-// `keys`: as above, at the first byte of the values.
 template <class T>
-__device__ inline std::uint32_t value_address(std::uint32_t keys, int lane) {
-  return keys + static_cast<std::uint32_t>(lane % 16 * T::kRowPitch + lane / 16 * 16);
+__device__ inline std::uint32_t value_address(std::uint32_t box, int lane) {
+  return box + static_cast<std::uint32_t>(T::kValuesInBox + chunk_at<T>(lane % 16, lane / 16));
 }
 
 // The left operand: 16 rows x 16 columns of queries; `address` from query_address().
@@ -152,17 +159,20 @@ __device__ inline bool any_not_finite(const uint4& x) {
   return found;
 }
 
-// One stored value.
+// One stored value of a key of a stage.
 template <class T>
-__device__ inline float value_at(const std::byte* row, int column) {
+__device__ inline float value_at(const std::byte* stage, int key, int column) {
+  constexpr int kColumns = 16 / T::kStoredBytes;  // of a chunk
+  const std::byte* chunk = stage + T::kValuesInBox + chunk_at<T>(key, column / kColumns);
+  column %= kColumns;
   if constexpr (T::kFp8) {
-    const auto bits = static_cast<std::uint32_t>(row[column]);
+    const auto bits = static_cast<std::uint32_t>(chunk[column]);
     std::uint32_t first;
     std::uint32_t second;
     halves_of_bytes<T::kStored>(bits, first, second);
     return __half2float(__ushort_as_half(static_cast<std::uint16_t>(first)));
   } else {
-    const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(row)[column];
+    const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(chunk)[column];
     if constexpr (T::kHalf) return __half2float(__ushort_as_half(bits));
     return __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
   }

@@ -1,6 +1,7 @@
 // Warps that walk the block's share of the plan ahead of the others and copy queries, keys and
-// values to shared memory, each its rows of every block. They run across tiles and sequences, so
-// that the stream of copies never dries up where a tile ends.
+// values to shared memory. They run across tiles and sequences, so that the stream of copies never
+// dries up where a tile ends. The first one copies keys and values where boxes can be (sm_90 and
+// later), the others queries; elsewhere all copy rows of keys and values too, 16 bytes a lane.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include "cuda/generic/tile.h"
 #include "cuda/params.h"
 #include "cuda/row_io.cuh"
+#include "cuda/tensor_maps.h"
 #include "plan/schedule.h"
 
 namespace diffkv::cuda::mma {
@@ -21,46 +23,37 @@ template <class T>
 class Producer {
  public:
   using Grid = typename T::Grid;
-  static constexpr bool kBulk = Grid::kBulk && ptx::kBulkCopies;
-  // Arrivals that fill a stage or a query buffer: bulk copies count bytes, others count lanes.
-  static constexpr std::uint32_t kFullArrivals = Grid::kProducers * (kBulk ? 1 : kWarp + 1);
+  // A warp that copies rows arrives with one lane at first, and with all when its copies have landed.
+  static constexpr std::uint32_t kWarpArrivals = kWarp + 1;
+  static constexpr std::uint32_t kRowArrivals = Grid::kProducers * kWarpArrivals;
+  static constexpr std::int32_t kQueryWarps = Grid::kProducers - 1;
+  static constexpr std::uint32_t kQueryArrivals = kQueryWarps * kWarpArrivals;
 
-  __device__ Producer(const AttendKernelParams& params, const Shared<T>& shared, Depth depth,
-                      std::int32_t tile_class)
+  static __device__ bool by_boxes(const KvMaps& maps) {
+    return ptx::kTensorCopies && maps.usable;
+  }
+
+  __device__ Producer(const AttendKernelParams& params, const KvMaps& maps, const Shared<T>& shared,
+                      Depth depth, std::int32_t tile_class)
       : params_(params),
+        maps_(maps),
         shared_(shared),
         depth_(depth),
         tile_class_(tile_class),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp - Grid::kConsumers),
-        key_bytes_(params.head_size_qk * T::kStoredBytes),
-        value_bytes_(params.head_size_v * T::kStoredBytes),
-        one_copy_(params.value.data == params.key.data + key_bytes_ && key_bytes_ == T::kKeyBytes &&
-                  params.value.stride_block == params.key.stride_block &&
-                  params.value.stride_token == params.key.stride_token &&
-                  params.value.stride_head == params.key.stride_head) {}
+        boxes_(by_boxes(maps)),
+        key_in_block_(boxes_ ? lane_ * kBoxKeys
+                             : lane_ / Grid::kProducerKeys * Grid::kWarpKeys +
+                                   warp_ * Grid::kProducerKeys + lane_ % Grid::kProducerKeys) {}
 
   __device__ void run(std::int32_t worker) {
+    const bool keys = !boxes_ || warp_ == 0;
     plan::for_each_piece(params_.schedule, tile_class_, worker, [&](const plan::Piece& piece) {
-      // A tile without keys is one empty block, so that its rows are written.
-      std::int32_t v = piece.begin_block;
-      do {
-        Load next;
-        next.flags = (v == piece.begin_block ? kFirstOfPiece : 0) |
-                     (v + 1 >= piece.end_block ? kLastOfPiece : 0);
-        if (v < piece.end_block) {
-          next.first_key = piece.tile.block_at(v) * Grid::kBlockKeys;
-          next.range = piece.tile.keys_at(v);
-        }
-        next.seq = piece.seq;
-        next.kv_head = piece.tile.kv_head;
-        find_page(next);
-        // The page ids of the next block are on their way while the last one waits for its stage.
-        if (pending_.flags >= 0) load(pending_);
-        if ((next.flags & kFirstOfPiece) != 0) start_piece(piece);
-        pending_ = next;
-      } while (++v < piece.end_block);
+      if (warp_ > 0) start_piece(piece);
+      if (keys) load_piece(piece);
     });
+    if (!keys) return;
     if (pending_.flags >= 0) load(pending_);
     Load stop;
     stop.flags = kNoMoreWork;
@@ -68,7 +61,7 @@ class Producer {
   }
 
  private:
-  // A block of keys to copy; of this warp's, lane l knows the place of key l.
+  // A block of keys to copy; lane l knows the place of the first key of a box, or of a key.
   struct Load {
     std::int32_t flags = -1;
     std::int32_t first_key = 0;
@@ -79,18 +72,37 @@ class Producer {
     std::int32_t token = 0;  // within the page
   };
 
-  __device__ std::int32_t key_of(const Load& load) const {
-    return load.first_key + warp_ * Grid::kProducerKeys + lane_;
+  __device__ void load_piece(const plan::Piece& piece) {
+    // A tile without keys is one empty block, so that its rows are written.
+    std::int32_t v = piece.begin_block;
+    do {
+      Load next;
+      next.flags = (v == piece.begin_block ? kFirstOfPiece : 0) |
+                   (v + 1 >= piece.end_block ? kLastOfPiece : 0);
+      if (v < piece.end_block) {
+        next.first_key = piece.tile.block_at(v) * Grid::kBlockKeys;
+        next.range = piece.tile.keys_at(v);
+      }
+      next.seq = piece.seq;
+      next.kv_head = piece.tile.kv_head;
+      find_page(next);
+      // The page ids of the next block are on their way while the last one waits for its stage.
+      if (pending_.flags >= 0) load(pending_);
+      pending_ = next;
+    } while (++v < piece.end_block);
   }
 
+  // Whether this lane's box, or row, has a key that is asked for.
   __device__ bool holds(const Load& load) const {
-    const std::int32_t key = key_of(load);
-    return lane_ < Grid::kProducerKeys && key >= load.range.begin && key < load.range.end;
+    const std::int32_t key = load.first_key + key_in_block_;
+    const std::int32_t keys = boxes_ ? kBoxKeys : 1;
+    return key_in_block_ < Grid::kBlockKeys && key + keys > load.range.begin &&
+           key < load.range.end;
   }
 
   __device__ void find_page(Load& load) const {
     if (!holds(load)) return;
-    const std::int32_t key = key_of(load);
+    const std::int32_t key = load.first_key + key_in_block_;
     if (params_.block_table == nullptr) {
       const std::int64_t token =
           std::int64_t{params_.kv_start[load.seq * params_.kv_start_stride]} + key;
@@ -105,78 +117,106 @@ class Producer {
                                     min(logical, params_.max_blocks - 1)];
   }
 
-  __device__ const std::byte* row_of(const PlaneParams& plane, const Load& load) const {
-    const std::int64_t page = max(0, min(load.page, params_.num_blocks - 1));
-    return plane.data + (page * plane.stride_block + load.token * plane.stride_token +
-                         load.kv_head * plane.stride_head) *
-                            T::kStoredBytes;
-  }
-
   // Copies a block of keys into the next stage.
   __device__ void load(const Load& load) {
-    const std::int32_t stage = stage_.index;
-    ptx::Barrier* full = shared_.stage_full + stage;
-    ptx::wait(shared_.stage_empty + stage, stage_.parity ^ 1U);
-    if (warp_ == 0 && lane_ == 0) {
-      shared_.stage_infos[stage] = {load.first_key, load.range.begin, load.range.end, load.flags};
-    }
-    const std::uint32_t to = ptx::shared_address(shared_.stages) +
-                             static_cast<std::uint32_t>(stage * T::kStageBytes +
-                                                        warp_ * Grid::kProducerKeys * T::kRowPitch);
-    const bool valid = holds(load);
-    const std::byte* key = row_of(params_.key, load);
-    const std::byte* value = row_of(params_.value, load);
-    open(full, __popc(__ballot_sync(kAllLanes, valid)) * (key_bytes_ + value_bytes_));
-    if constexpr (kBulk) {
-      const std::uint32_t row = to + static_cast<std::uint32_t>(lane_ * T::kRowPitch);
-      if (valid && one_copy_) {
-        ptx::copy_bulk(row, key, key_bytes_ + value_bytes_, full);
-      } else if (valid) {
-        ptx::copy_bulk(row, key, key_bytes_, full);
-        ptx::copy_bulk(row + T::kKeyBytes, value, value_bytes_, full);
-      }
-    } else if (one_copy_) {
-      copy_rows<Grid::kProducerKeys, T::kRowBytes>(to, T::kRowPitch, key, T::kRowBytes, valid);
+    if (boxes_) {
+      load_boxes(load);
     } else {
-      copy_rows<Grid::kProducerKeys, T::kKeyBytes>(to, T::kRowPitch, key, key_bytes_, valid);
-      copy_rows<Grid::kProducerKeys, T::kRowBytes - T::kKeyBytes>(to + T::kKeyBytes, T::kRowPitch,
-                                                                  value, value_bytes_, valid);
+      load_rows(load);
     }
-    close(full);
     stage_.advance(depth_.stages);
   }
 
-  // Announces the bytes that bulk copies will bring.
-  __device__ void open(ptx::Barrier* full, std::int32_t bytes) {
-    __syncwarp();
-    if constexpr (kBulk) {
-      if (lane_ == 0) ptx::arrive_expecting(full, static_cast<std::uint32_t>(bytes));
+  __device__ std::int32_t page_of(const Load& load) const {
+    return max(0, min(load.page, params_.num_blocks - 1));
+  }
+
+  // Waits until slice `slice` of the stage may be written, and says what comes.
+  __device__ ptx::Barrier* open(const Load& load, int slice) {
+    const std::int32_t index = stage_.index * Grid::kKeyWarps + slice;
+    ptx::wait(shared_.stage_empty + index, stage_.parity ^ 1U);
+    if (warp_ == 0 && lane_ == 0) {
+      shared_.stage_infos[index] = {load.first_key, load.range.begin, load.range.end, load.flags};
+    }
+    return shared_.stage_full + index;
+  }
+
+  __device__ void load_boxes(const Load& load) {
+    const bool valid = holds(load);
+    const std::uint32_t lanes = __ballot_sync(kAllLanes, valid);
+    const std::int32_t page = page_of(load);
+    const std::uint32_t to = ptx::shared_address(shared_.stages) +
+                             static_cast<std::uint32_t>(stage_.index * T::kStageBytes +
+                                                        lane_ * T::kBoxBytes);
+    constexpr int kBoxes = Grid::kWarpKeys / kBoxKeys;  // of a slice
+#pragma unroll
+    for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
+      ptx::Barrier* full = open(load, slice);
+      const std::uint32_t in_slice = lanes >> (slice * kBoxes) & ((1U << kBoxes) - 1U);
+      if (lane_ == 0) {
+        ptx::arrive_expecting(full, static_cast<std::uint32_t>(__popc(in_slice) * T::kBoxBytes));
+      }
       __syncwarp();
-    } else {
-      if (lane_ == 0) ptx::arrive(full);
+      if (!valid || lane_ / kBoxes != slice) continue;
+      for (std::int32_t i = 0; i < maps_.key.copies; ++i) {
+        ptx::copy_box(to + static_cast<std::uint32_t>(i * T::kSlabBytes), &maps_.key.map,
+                      i * kSlabColumns, load.token, load.kv_head, page, full);
+      }
+      for (std::int32_t i = 0; i < maps_.value.copies; ++i) {
+        ptx::copy_box(to + static_cast<std::uint32_t>(T::kValuesInBox + i * T::kSlabBytes),
+                      &maps_.value.map, i * kSlabColumns, load.token, load.kv_head, page, full);
+      }
     }
   }
 
-  __device__ void close(ptx::Barrier* full) {
-    if constexpr (!kBulk) ptx::arrive_after_copies(full);
+  __device__ const std::byte* row_of(const PlaneParams& plane, const Load& load) const {
+    return plane.data + (std::int64_t{page_of(load)} * plane.stride_block +
+                         load.token * plane.stride_token + load.kv_head * plane.stride_head) *
+                            T::kStoredBytes;
   }
 
-  // Copies kRows rows that the warp's lanes hold the addresses of, lane l's to to + l * pitch: 8
-  // lanes a row, 16 bytes each.
-  template <int kRows, int kMostBytes>
-  __device__ void copy_rows(std::uint32_t to, std::int32_t pitch, const std::byte* from,
-                            std::int32_t bytes, bool valid) const {
+  __device__ void load_rows(const Load& load) {
+    const bool valid = holds(load);
+    const std::byte* key = row_of(params_.key, load);
+    const std::byte* value = row_of(params_.value, load);
+    const std::uint32_t stage = ptx::shared_address(shared_.stages) +
+                                static_cast<std::uint32_t>(stage_.index * T::kStageBytes);
+#pragma unroll
+    for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
+      ptx::Barrier* full = open(load, slice);
+      if (lane_ == 0) ptx::arrive(full);
+      const std::int32_t first = slice * Grid::kWarpKeys + warp_ * Grid::kProducerKeys;
+      const auto place = [&](int row, int chunk) {
+        return stage + static_cast<std::uint32_t>(chunk_at<T>(first + row, chunk));
+      };
+      constexpr int kRows = Grid::kProducerKeys;
+      copy_rows<kRows, T::kHeadSizeQk * T::kStoredBytes>(
+          key, params_.head_size_qk * T::kStoredBytes, valid, slice * kRows, place);
+      copy_rows<kRows, T::kHeadSizeV * T::kStoredBytes>(
+          value, params_.head_size_v * T::kStoredBytes, valid, slice * kRows,
+          [&](int row, int chunk) {
+            return place(row, chunk) + static_cast<std::uint32_t>(T::kValuesInBox);
+          });
+      ptx::arrive_after_copies(full);
+    }
+  }
+
+  // Copies kRows rows that the warp's lanes from `first_lane` on hold the addresses of: 8 lanes a
+  // row, 16 bytes each, chunk c of row r to place(r, c).
+  template <int kRows, int kMostBytes, class Place>
+  __device__ void copy_rows(const std::byte* from, std::int32_t bytes, bool valid,
+                            std::int32_t first_lane, Place&& place) const {
     const auto address = reinterpret_cast<std::uint64_t>(valid ? from : nullptr);
 #pragma unroll
     for (std::int32_t first = 0; first < kRows; first += 4) {
       const std::int32_t row = first + lane_ / 8;
-      const std::uint64_t source = __shfl_sync(kAllLanes, address, row);
+      const std::uint64_t source = __shfl_sync(kAllLanes, address, first_lane + row);
 #pragma unroll
-      for (std::int32_t chunk = 0; chunk < kMostBytes; chunk += 128) {
-        const std::int32_t at = chunk + lane_ % 8 * 16;
-        if (source != 0 && at < bytes) {
-          ptx::copy_async(to + static_cast<std::uint32_t>(row * pitch + at),
-                          reinterpret_cast<const std::byte*>(source) + at);
+      for (std::int32_t at = 0; at < kMostBytes; at += 128) {
+        const std::int32_t chunk = at / 16 + lane_ % 8;
+        if (source != 0 && chunk * 16 < bytes) {
+          ptx::copy_async(place(row, chunk),
+                          reinterpret_cast<const std::byte*>(source) + chunk * 16);
         }
       }
     }
@@ -187,7 +227,9 @@ class Producer {
     const std::int32_t buffer = query_.index;
     ptx::Barrier* full = shared_.query_full + buffer;
     ptx::wait(shared_.query_empty + buffer, query_.parity ^ 1U);
-    if (warp_ == 0) describe(piece, shared_.pieces[buffer]);
+    if (warp_ == 1) describe(piece, shared_.pieces[buffer]);
+    __syncwarp();
+    if (lane_ == 0) ptx::arrive(full);
 
     const std::int32_t first_token = params_.schedule.tables.query_start_loc[piece.seq];
     const std::int32_t group = params_.schedule.group;
@@ -197,34 +239,23 @@ class Producer {
     const std::int32_t rows = static_cast<std::int32_t>(
         max(std::int64_t{0}, min(std::int64_t{piece.tile.num_rows}, rows_left)));
     constexpr int kQueryBytes = T::kQuery == DType::kE4M3 ? 1 : 2;
-    const std::int32_t bytes = params_.head_size_qk * kQueryBytes;
     const std::uint32_t to =
         ptx::shared_address(shared_.queries) + static_cast<std::uint32_t>(buffer * T::kQueryBytes);
-    constexpr int kRows = Grid::kProducerRows;
-    const std::int32_t own_rows = max(0, min(rows - warp_ * kRows, kRows));
-    open(full, own_rows * bytes);
-#pragma unroll
-    for (std::int32_t first = 0; first < kRows; first += kWarp) {
-      const std::int32_t row = warp_ * kRows + first + lane_;
-      const bool valid = first + lane_ < own_rows;
-      const std::int32_t index = piece.tile.first_row + min(row, Grid::kRows - 1);
+    constexpr int kRows = Grid::kRows < kWarp ? Grid::kRows : kWarp;  // at a time
+    for (std::int32_t first = (warp_ - 1) * kRows; first < rows; first += kQueryWarps * kRows) {
+      const std::int32_t index = piece.tile.first_row + first + lane_;
       const std::int64_t token = std::int64_t{first_token} + index / group;
       const std::int64_t head = std::int64_t{piece.tile.kv_head} * group + index % group;
       const std::byte* from =
           params_.query.data +
           (token * params_.query.stride_token + head * params_.query.stride_head) * kQueryBytes;
-      if constexpr (kBulk) {
-        if (valid) {
-          ptx::copy_bulk(to + static_cast<std::uint32_t>(row * T::kQueryPitch), from,
-                         static_cast<std::uint32_t>(bytes), full);
-        }
-      } else {
-        copy_rows<(kRows < kWarp ? kRows : kWarp), T::kHeadSizeQk * kQueryBytes>(
-            to + static_cast<std::uint32_t>((warp_ * kRows + first) * T::kQueryPitch),
-            T::kQueryPitch, from, bytes, valid);
-      }
+      copy_rows<kRows, T::kHeadSizeQk * kQueryBytes>(
+          from, params_.head_size_qk * kQueryBytes, first + lane_ < rows, 0,
+          [&](int row, int chunk) {
+            return to + static_cast<std::uint32_t>((first + row) * T::kQueryPitch + chunk * 16);
+          });
     }
-    close(full);
+    ptx::arrive_after_copies(full);
     query_.advance(depth_.query_buffers);
   }
 
@@ -264,14 +295,14 @@ class Producer {
   }
 
   const AttendKernelParams& params_;
+  const KvMaps& maps_;
   const Shared<T>& shared_;
   const Depth depth_;
   const std::int32_t tile_class_;
   const std::int32_t lane_;
   const std::int32_t warp_;  // among the producers
-  const std::int32_t key_bytes_;
-  const std::int32_t value_bytes_;
-  const bool one_copy_;  // K and V of a token lie side by side in the cache as in a stage
+  const bool boxes_;
+  const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;
   Load pending_;

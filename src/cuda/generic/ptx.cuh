@@ -8,11 +8,11 @@
 
 namespace diffkv::cuda::ptx {
 
-// Whether the target has bulk copies that complete on barriers.
+// Whether the target has copies of boxes of tensors that complete on barriers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-inline constexpr bool kBulkCopies = true;
+inline constexpr bool kTensorCopies = true;
 #else
-inline constexpr bool kBulkCopies = false;
+inline constexpr bool kTensorCopies = false;
 #endif
 
 __device__ inline std::uint32_t shared_address(const void* p) {
@@ -36,7 +36,7 @@ __device__ inline void arrive(Barrier* barrier) {
                : "memory");
 }
 
-// Arrives, and lets the phase wait for that many bytes of bulk copies too.
+// Arrives, and lets the phase wait for that many bytes of tensor copies too.
 __device__ inline void arrive_expecting(Barrier* barrier, std::uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -85,8 +85,8 @@ __device__ inline void fence_barrier_init() {
 #endif
 }
 
-// Orders this thread's plain writes to shared memory before later bulk copies over them.
-__device__ inline void fence_before_bulk_copies() {
+// Orders this thread's plain writes to shared memory before later tensor copies over them.
+__device__ inline void fence_before_tensor_copies() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
@@ -114,14 +114,15 @@ __device__ inline void sync(int id, int threads) {
 
 // --- copies to shared memory ---------------------------------------------------------------------
 
-// Bytes and both addresses are multiples of 16.
-__device__ inline void copy_bulk(std::uint32_t to, const void* from, std::uint32_t bytes,
-                                 Barrier* barrier) {
+// A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab 0, head `h`
+// and page `p`. What is outside the tensor is filled with zeros and counts as bytes, too.
+__device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t c, std::int32_t t,
+                                std::int32_t h, std::int32_t p, Barrier* barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, 0, %4, %5}], [%6];" ::"r"(to),
+      "l"(map), "r"(c), "r"(t), "r"(h), "r"(p), "r"(shared_address(barrier))
       : "memory");
 #endif
 }

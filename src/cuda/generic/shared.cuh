@@ -26,20 +26,20 @@ struct Shared {
     stage_infos = reinterpret_cast<StageInfo*>(base + layout.stage_infos);
     auto* barriers = reinterpret_cast<ptx::Barrier*>(base + layout.barriers);
     stage_full = barriers;
-    stage_empty = stage_full + kMaxStages;
-    query_full = stage_empty + kMaxStages;
+    stage_empty = stage_full + SharedLayout<T>::kSlices;
+    query_full = stage_empty + SharedLayout<T>::kSlices;
     query_empty = query_full + kMaxQueryBuffers;
   }
 
-  std::byte* stages;   // [stages, kBlockKeys, kRowPitch]: K, then V
+  std::byte* stages;   // [stages, boxes of a block, kBoxBytes], see chunk_at()
   std::byte* queries;  // [query buffers, kRows, kQueryPitch]
   float* merge;        // [kKeyWarps, kRows, merge_columns], see Finish::sum_at
   Piece* pieces;       // [query buffers]
   float* row_max;      // [kKeyWarps, kRows]
   float* row_sum;      // [kKeyWarps, kRows]
   float* weights;      // [kKeyWarps, kRows]
-  StageInfo* stage_infos;
-  // Full: the producer's copies have landed. Empty: the consumers are done with them.
+  StageInfo* stage_infos;  // [stages, kKeyWarps], as the barriers of stages
+  // Full: the producers' copies have landed. Empty: the consumers are done with them.
   ptx::Barrier* stage_full;
   ptx::Barrier* stage_empty;
   ptx::Barrier* query_full;

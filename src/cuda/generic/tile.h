@@ -13,17 +13,19 @@ inline constexpr int kWarp = 32;
 inline constexpr int kMmaRows = 16;  // rows, and keys, of one instruction
 inline constexpr int kMaxStages = 8;
 inline constexpr int kMaxQueryBuffers = 4;
-// Added to each row in shared memory, so that the same columns of 8 neighbouring rows lie in
-// different banks: the tile sizes are multiples of 128 bytes, or of 64 for fp8.
-inline constexpr int kRowPadding = 16;
+// Keys and values are copied in boxes of 16 keys, which lie in shared memory as slabs of 64 columns.
+inline constexpr int kBoxKeys = 16;
+inline constexpr int kSlabColumns = 64;
+// Added to each row of queries in shared memory, so that the same columns of 8 neighbouring rows lie
+// in different banks.
+inline constexpr int kQueryPadding = 16;
 
 // How a block's consumer warps share a tile: kRowWarps x kKeyWarps warps, each with kRowTiles x 16
 // rows and kBlockKeys / kKeyWarps keys of every block of keys. Warps that share rows keep partial
-// sums of their own, merged at a piece's end.
-// kProducers more warps copy. kBulkValue: by bulk copies, one a row, where the GPU has them; else
-// 16 bytes a lane.
+// sums of their own, merged at a piece's end. Each key warp's slice of a stage is filled and
+// emptied by itself. kProducers more warps copy.
 template <int kRowWarpsValue, int kKeyWarpsValue, int kRowTilesValue, int kBlockKeysValue,
-          int kProducersValue, int kBlocksPerSmValue, bool kBulkValue>
+          int kProducersValue, int kBlocksPerSmValue>
 struct WarpGrid {
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
@@ -31,7 +33,6 @@ struct WarpGrid {
   static constexpr int kBlockKeys = kBlockKeysValue;
   static constexpr int kProducers = kProducersValue;
   static constexpr int kBlocksPerSm = kBlocksPerSmValue;  // where they fit
-  static constexpr bool kBulk = kBulkValue;
 
   static constexpr int kRows = kRowWarps * kRowTiles * kMmaRows;
   static constexpr int kWarpKeys = kBlockKeys / kKeyWarps;
@@ -39,10 +40,10 @@ struct WarpGrid {
   static constexpr int kThreads = (kConsumers + kProducers) * kWarp;
   // Accumulators of two row tiles fit if the producers' registers are given to the consumers.
   static constexpr bool kGiveRegisters = kRowTiles > 1;
-  // Keys of a block, and rows of queries, that one producer warp copies.
-  static constexpr int kProducerKeys = kBlockKeys / kProducers;
-  static constexpr int kProducerRows = kRows / kProducers;
-  static_assert(kWarpKeys % kMmaRows == 0 && kProducerKeys % 4 == 0 && kProducerKeys <= kWarp);
+  // Keys of each slice that one producer warp copies where they are copied row by row.
+  static constexpr int kProducerKeys = kWarpKeys / kProducers;
+  static_assert(kWarpKeys % kBoxKeys == 0 && kProducerKeys % 4 == 0);
+  static_assert(kProducerKeys * kKeyWarps <= kWarp && kProducers >= 2);
 };
 
 // One kernel: a warp grid, the types, and the head sizes it has room for. True sizes may be
@@ -59,18 +60,35 @@ struct Tile {
   // fp8 keys and values are multiplied as fp16, which holds all of them.
   static constexpr bool kHalf = kFp8 || kStored == DType::kF16;
   static_assert(kFp8 || kQuery == kStored);
-  static_assert(kHeadSizeQk % 64 == 0 && kHeadSizeV % 64 == 0);
+  static_assert(kHeadSizeQk % kSlabColumns == 0 && kHeadSizeV % kSlabColumns == 0);
 
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
-  static constexpr int kKeyBytes = kHeadSizeQk * kStoredBytes;
-  static constexpr int kRowBytes = kKeyBytes + kHeadSizeV * kStoredBytes;
-  static constexpr int kRowPitch = kRowBytes + kRowPadding;
-  static constexpr int kStageBytes = kRowPitch * Grid::kBlockKeys;
-  static constexpr int kQueryPitch = kHeadSizeQk * 2 + kRowPadding;
+  static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
+  static constexpr int kSlabChunks = kSlabRowBytes / 16;
+  static constexpr int kSlabBytes = kBoxKeys * kSlabRowBytes;
+  static constexpr int kKeySlabs = kHeadSizeQk / kSlabColumns;
+  static constexpr int kValueSlabs = kHeadSizeV / kSlabColumns;
+  // A box: its keys' slabs, then its values'.
+  static constexpr int kValuesInBox = kKeySlabs * kSlabBytes;
+  static constexpr int kBoxBytes = kValuesInBox + kValueSlabs * kSlabBytes;
+  static constexpr int kStageBytes = Grid::kBlockKeys / kBoxKeys * kBoxBytes;
+  static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
   // Of a column of the sums to be merged.
   static constexpr int kMergeBytes = Grid::kKeyWarps * Grid::kRows * 4;
 };
+
+// Where 16 bytes of a key are in a stage, or of its value after kValuesInBox: chunk `chunk` of key
+// `key` of the block. Chunks of a slab's row are permuted as tensor copies permute them ("swizzle":
+// exclusive or with bits 7 and up of the address), so that the same chunk of 8 neighbouring keys lies
+// in different banks.
+template <class T>
+DIFFKV_HD constexpr int chunk_at(int key, int chunk) {
+  const int row = key % kBoxKeys;
+  const int turn = row * T::kSlabRowBytes / 128 % T::kSlabChunks;
+  return key / kBoxKeys * T::kBoxBytes + chunk / T::kSlabChunks * T::kSlabBytes +
+         row * T::kSlabRowBytes + (chunk % T::kSlabChunks ^ turn) * 16;
+}
 
 // Columns of sums are merged in multiples of this.
 inline constexpr int kMergeStep = 32;
@@ -105,9 +123,10 @@ struct alignas(16) PieceInfo {
 
 enum StageFlags : std::int32_t { kFirstOfPiece = 1, kLastOfPiece = 2, kNoMoreWork = 4 };
 
+// Of a slice of a stage, too.
 struct StageInfo {
   std::int32_t first_key;  // of the block
-  std::int32_t begin;      // keys that were loaded
+  std::int32_t begin;      // keys that were asked for
   std::int32_t end;
   std::int32_t flags;
 };
@@ -125,9 +144,10 @@ struct SharedLayout {
         row_sum(row_max + kRowFloats),
         weights(row_sum + kRowFloats),
         stage_infos(weights + kRowFloats),
-        barriers(stage_infos + kMaxStages * static_cast<int>(sizeof(StageInfo))),
-        bytes(barriers + (2 * kMaxStages + 2 * kMaxQueryBuffers) * 8) {}
+        barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
+        bytes(barriers + (2 * kSlices + 2 * kMaxQueryBuffers) * 8) {}
 
+  static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
 
   int queries;
