@@ -132,7 +132,7 @@ __device__ void add_before(const plan::ScheduleView& view, Own own, const Sums<k
   for (int c = 0; c < kClasses; ++c) {
     if (c >= view.limits.num_classes) break;
     if (own.first < own.last) tables.cost_before[c][own.first] = before.cost[c];
-#pragma unroll 1
+#pragma unroll 4
     for (std::int32_t s = own.first + 1; s < own.last; ++s) {
       tables.cost_before[c][s] += before.cost[c];
     }
@@ -151,7 +151,7 @@ __device__ void add_before(const plan::ScheduleView& view, Own own, const Sums<k
   }
 }
 
-// Sums of all threads before this one, and of all.
+// Sums of all threads before this one; those of all go into the shared memory and the tables.
 template <int kClasses>
 __device__ Sums<kClasses> sums_before(const plan::ScheduleView& view, const Sums<kClasses>& own,
                                       Shared<kClasses>& shared) {
@@ -180,7 +180,11 @@ __device__ Sums<kClasses> sums_before(const plan::ScheduleView& view, const Sums
       before.slots[c] += shared.warp_slots[c][w];
     }
     shared.cost_before[c][thread] = before.cost[c];
-    if (thread == static_cast<int>(blockDim.x) - 1) shared.cost[c] = before.cost[c] + own.cost[c];
+    if (thread == static_cast<int>(blockDim.x) - 1 && c < view.limits.num_classes) {
+      const std::int64_t all = before.cost[c] + own.cost[c];
+      shared.cost[c] = all;
+      view.tables.cost_before[c][view.num_seqs] = all;
+    }
   }
   return before;
 }
@@ -243,12 +247,6 @@ __global__ void __launch_bounds__(kThreads)
     lengths = Lengths{tables.query_start_loc, 1, tables.seq_lens, 1};
   }
   add_before(view, own, sums_before(view, sums, shared));
-  __syncthreads();
-  if (thread < view.limits.num_classes) {
-    // Also where there is no sequence.
-    tables.cost_before[thread][0] = 0;
-    tables.cost_before[thread][view.num_seqs] = shared.cost[thread];
-  }
   __syncthreads();
 
   std::int32_t end = 0;  // of the class's starts, counted over all classes
