@@ -91,7 +91,29 @@ struct WorkStart {
   std::int32_t block = 0;
 };
 
-// The plan in memory, host or device: prefix sums per sequence and one start per worker.
+// The first piece of a share, of lane 0; lane l's is of the l-th head group after it. Kernels begin
+// with it before they have worked anything out.
+struct FirstPiece {
+  std::int32_t seq = -1;  // -1: the share is empty
+  std::int32_t line_index = 0;
+  std::int32_t tiles_per_head = 0;
+  std::int32_t head_group = 0;  // in the lane
+  std::int32_t first_row = 0;
+  std::int32_t num_rows = 0;
+  std::int32_t prefix_end = 0;  // keys of the tile
+  std::int32_t begin = 0;
+  std::int32_t end = 0;
+  std::int32_t prefix_blocks = 0;
+  std::int32_t first_block = 0;
+  std::int32_t num_blocks = 0;
+  std::int32_t begin_block = 0;
+  std::int32_t end_block = 0;
+  std::int32_t slot = -1;
+  std::int32_t slot_step = 0;  // from one lane to the next
+};
+
+// The plan in memory, host or device: prefix sums per sequence, one start and one first piece per
+// share.
 struct PlanTables {
   std::int32_t num_seqs = 0;
   std::int32_t num_tokens = 0;
@@ -103,6 +125,7 @@ struct PlanTables {
   std::int32_t* seq_lens = nullptr;                          // [num_seqs], as planned
   std::array<std::int64_t*, kMaxTileClasses> cost_before{};  // [num_seqs + 1]
   std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers / head_lanes + 1]
+  std::array<FirstPiece*, kMaxTileClasses> first_pieces{};   // [workers / head_lanes]
   std::array<std::int32_t, kMaxTileClasses> first_slot{};    // each class has slots of its own
   std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first

@@ -13,6 +13,7 @@
 #include "cpu/kernels.h"
 #include "cpu/simd_targets.h"
 #include "cpu/tile_base.h"
+#include "plan/walk.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/attend.cc"

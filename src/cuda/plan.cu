@@ -11,6 +11,7 @@
 #include "cuda/stages.h"
 #include "plan/schedule.h"
 #include "plan/shares.h"
+#include "plan/walk.h"
 
 namespace diffkv::cuda {
 namespace {
@@ -259,6 +260,15 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (; index < end; index += threads) {
       tables.starts[c][index - begin] = share_start(view, c, index - begin, own.each, shared);
+    }
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int c = 0; c < view.limits.num_classes; ++c) {
+#pragma unroll 1
+    for (std::int32_t share = thread; share < plan::num_shares(view.limits.classes[c]);
+         share += threads) {
+      tables.first_pieces[c][share] = plan::first_piece_of(view, c, share);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include "core/host_device.h"
 #include "plan/quotient.h"
 #include "plan/schedule.h"
+#include "plan/walk.h"
 
 namespace diffkv::plan {
 

@@ -18,6 +18,7 @@
 #include "plan/host_plan.h"
 #include "plan/schedule.h"
 #include "plan/shares.h"
+#include "plan/walk.h"
 
 namespace diffkv {
 namespace {
@@ -59,6 +60,7 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
     tables.cost_before[c] = layout.take<std::int64_t>(maxima.max_seqs + 1);
     tables.starts[c] = layout.take<detail::WorkStart>(limits.classes[c].workers + 1);
+    tables.first_pieces[c] = layout.take<detail::FirstPiece>(limits.classes[c].workers);
     tables.first_slot[c] = static_cast<std::int32_t>(slots);
     tables.first_partial_row[c] = rows;
     const std::int64_t capacity = slot_capacity(key, limits, maxima, c);
@@ -118,6 +120,9 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
     for (std::int32_t share = 0; share <= num_shares(limits.classes[c]); ++share) {
       tables.starts[c][share] = share_start(view, c, share);
+    }
+    for (std::int32_t share = 0; share < num_shares(limits.classes[c]); ++share) {
+      tables.first_pieces[c][share] = first_piece_of(view, c, share);
     }
   }
 }

@@ -1,6 +1,6 @@
 // Who reads which keys: tiles, blocks, shares, pieces, slots. Allocation-free, host and device; the
 // planner, the kernels and combine all walk the plan through these functions. Where shares start is
-// found in shares.h, what combine merges in parts.h.
+// found in shares.h, how a worker walks its share in walk.h, what combine merges in parts.h.
 #pragma once
 
 #include <cstddef>
@@ -305,44 +305,6 @@ DIFFKV_HD inline Piece piece_at(const ScheduleView& view, const Lane& lane, cons
   piece.tile_index = at.tile + (piece.tile.head_group - in_lane) * tiles.tiles_per_head;
   piece.end_block = piece.tile.num_blocks;
   return piece;
-}
-
-// Calls fn(piece) for every piece of a worker's share, in order.
-template <class Fn>
-DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
-                              std::int32_t worker, Fn&& fn) {
-  const Lane lane = lane_of(view, tile_class, worker);
-  WorkStart at = view.tables.starts[tile_class][lane.share];
-  const WorkStart stop = view.tables.starts[tile_class][lane.share + 1];
-  while (at.seq < view.num_seqs && before(at, stop)) {
-    const SeqMask seq = seq_mask(view, at.seq);
-    const SeqTiles tiles = seq_tiles(view, seq.query_len);
-    const std::int32_t num_tiles =
-        tiles.tile_class == tile_class ? tiles.tiles_per_head * lane.head_groups : 0;
-    const InvariantCut cut = invariant_cut(view, tiles, seq);
-    for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
-      Piece piece = piece_at(view, lane, seq, tiles, at);
-      const std::int32_t share_end = same_tile(at, stop) && stop.block < piece.tile.num_blocks
-                                         ? stop.block
-                                         : piece.tile.num_blocks;
-      piece.begin_block = at.block;
-      // Only a mask that changed after planning makes a share start past its tile.
-      if (at.block > 0 && at.block >= share_end) continue;
-      do {
-        piece.end_block = share_end;
-        if (view.policy == SchedulePolicy::kBatchInvariant && piece.tile.num_blocks > 0) {
-          const std::int32_t end = invariant_piece_end(cut, piece.tile, piece.begin_block);
-          piece.end_block = end < share_end ? end : share_end;
-        }
-        piece.slot = slot_of(view, tile_class, worker, cut, piece);
-        fn(static_cast<const Piece&>(piece));
-        piece.begin_block = piece.end_block;
-      } while (piece.begin_block < share_end);
-      if (share_end < piece.tile.num_blocks) return;
-    }
-    if (at.tile < num_tiles) return;
-    at = WorkStart{at.seq + 1, 0, 0};
-  }
 }
 
 // Row of the partials that holds row `row` of KV head `head`, counted from the tile's first, of a

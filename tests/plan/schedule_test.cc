@@ -19,6 +19,7 @@
 #include "plan/host_plan.h"
 #include "plan/parts.h"
 #include "plan/shares.h"
+#include "plan/walk.h"
 
 namespace diffkv::plan {
 namespace {
@@ -42,6 +43,7 @@ struct Planned {
   std::vector<std::int32_t> loc_copy, len_copy, slot_before;
   std::vector<std::int64_t> cost_before[kMaxTileClasses];
   std::vector<WorkStart> starts[kMaxTileClasses];
+  std::vector<detail::FirstPiece> first_pieces[kMaxTileClasses];
   PlanTables tables;
 
   explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
@@ -126,6 +128,8 @@ struct Planned {
       starts[c].resize(static_cast<std::size_t>(limits.classes[c].workers) + 1);
       tables.cost_before[c] = cost_before[c].data();
       tables.starts[c] = starts[c].data();
+      first_pieces[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
+      tables.first_pieces[c] = first_pieces[c].data();
       tables.first_slot[c] = tables.num_slots;
       tables.num_slots += 2 * limits.classes[c].workers;
     }

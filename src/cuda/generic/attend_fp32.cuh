@@ -17,6 +17,7 @@
 #include "cuda/params.h"
 #include "cuda/row_io.cuh"
 #include "plan/schedule.h"
+#include "plan/walk.h"
 
 namespace diffkv::cuda::fp32 {
 

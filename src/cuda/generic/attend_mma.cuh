@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda/device.h"
+#include "cuda/dependent_launch.cuh"
 #include "cuda/generic/consumer.cuh"
 #include "cuda/generic/producer.cuh"
 #include "cuda/generic/shared.cuh"
@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     }
     ptx::fence_barrier_init();
   }
+  let_next_kernel_start();
   if (params.head_size_qk < T::kHeadSizeQk || params.head_size_v < T::kHeadSizeV) {
     // Columns past the true sizes are never copied to; they must not hold NaN.
     const SharedLayout<T> layout(depth);
@@ -45,13 +46,14 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     ptx::fence_before_tensor_copies();
   }
   __syncthreads();
+  wait_for_earlier_kernels();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   if (threadIdx.x >= T::Grid::kConsumers * kWarp) {
     if constexpr (T::Grid::kGiveRegisters) ptx::leave_registers<56>();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
   } else {
     if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
-    Consumer<T>(params, shared, depth, tile_class).run();
+    Consumer<T>(params, shared, depth).run();
   }
 }
 

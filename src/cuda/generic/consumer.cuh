@@ -25,12 +25,10 @@ class Consumer {
   using Grid = typename T::Grid;
   using Element = std::conditional_t<T::kHalf, __half, __nv_bfloat16>;
 
-  __device__ Consumer(const AttendKernelParams& params, const Shared<T>& shared, Depth depth,
-                      std::int32_t tile_class)
+  __device__ Consumer(const AttendKernelParams& params, const Shared<T>& shared, Depth depth)
       : params_(params),
         shared_(shared),
         depth_(depth),
-        tile_class_(tile_class),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp),
         first_row_(warp_ / Grid::kKeyWarps * Grid::kRowTiles * kMmaRows),
@@ -180,7 +178,8 @@ class Consumer {
 
   // Keys of a block from its key `at` on.
   __device__ void run_slice(const StageInfo& block, std::int32_t first_key, std::int32_t at) {
-    std::byte* boxes = shared_.stages + stage_.index * T::kStageBytes + at / kBoxKeys * T::kBoxBytes;
+    std::byte* boxes =
+        shared_.stages + stage_.index * T::kStageBytes + at / kBoxKeys * T::kBoxBytes;
     const std::uint32_t keys = ptx::shared_address(boxes);
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     multiply_keys(keys, scores);
@@ -201,8 +200,8 @@ class Consumer {
       }
     }
     weigh(scores, ruled);
-    const bool by_element = (masked || biased) &&
-                            clear_and_inspect(boxes, block.begin - first_key, block.end - first_key);
+    const bool by_element = (masked || biased) && clear_and_inspect(boxes, block.begin - first_key,
+                                                                    block.end - first_key);
     if (by_element) {
       add_visible_values(boxes, scores, hidden);
     } else {
@@ -389,27 +388,15 @@ class Consumer {
   }
 
   __device__ void finish_piece() {
-    const Finish<T> finish(params_, shared_, piece(), tile_class_, depth_.merge_columns);
+    const Finish<T> finish(params_, shared_, piece());
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       finish.put_states(states_[m], first_row_ + m * kMmaRows);
     }
-    constexpr int kTiles = kMergeStep / 8;
-    std::int32_t first = 0;  // column of those in shared memory
+    if constexpr (Grid::kKeyWarps > 1) Finish<T>::sync();
 #pragma unroll
-    for (int n = 0; n < kTilesV; n += kTiles) {
-      const std::int32_t at = n / kTiles * kMergeStep - first;
-#pragma unroll
-      for (int m = 0; m < Grid::kRowTiles; ++m) {
-#pragma unroll
-        for (int j = 0; j < kTiles; ++j) {
-          finish.put_sums(sums_[m][n + j], first_row_ + m * kMmaRows, j, at);
-        }
-      }
-      if (at + kMergeStep < depth_.merge_columns && n + kTiles < kTilesV) continue;
-      if (first == 0) finish.weigh();
-      finish.write(first);
-      first += depth_.merge_columns;
+    for (int m = 0; m < Grid::kRowTiles; ++m) {
+      finish.write(states_[m], sums_[m], first_row_ + m * kMmaRows);
     }
     __syncwarp();
     if (lane_ == 0) ptx::arrive(shared_.query_empty + query_.index);
@@ -419,7 +406,6 @@ class Consumer {
   const AttendKernelParams& params_;
   const Shared<T>& shared_;
   const Depth depth_;
-  const std::int32_t tile_class_;
   const std::int32_t lane_;
   const std::int32_t warp_;
   const std::int32_t first_row_;  // of this warp in the tile

@@ -12,6 +12,7 @@
 #include "cuda/generic/attend_mma.cuh"
 #include "cuda/generic/tile.h"
 #include "cuda/instances/instances.h"
+#include "cuda/launch.h"
 #include "cuda/tensor_maps.h"
 
 namespace diffkv::cuda::mma {
@@ -32,7 +33,7 @@ enum TileClassIndex : std::int32_t { kDecode, kWideDecode, kPrefill, kNumClasses
 template <class T>
 int blocks_per_sm(const Gpu& gpu) {
   constexpr int kReserved = 1024;  // by the runtime, a block
-  const int bytes = SharedLayout<T>({2, 2, kMergeStep}).bytes + kReserved;
+  const int bytes = SharedLayout<T>({2, 2}).bytes + kReserved;
   return T::Grid::kBlocksPerSm * bytes <= gpu.shared_bytes_per_sm ? T::Grid::kBlocksPerSm : 1;
 }
 
@@ -43,35 +44,29 @@ Depth depth_on(const Gpu& gpu) {
   const int available =
       blocks == 1 ? gpu.shared_bytes_per_block : gpu.shared_bytes_per_sm / blocks - 1024;
   const auto fits = [&](Depth depth) { return SharedLayout<T>(depth).bytes <= available; };
-  const auto deepest = [&](std::int32_t buffers, std::int32_t columns) {
-    Depth depth{kMaxStages, buffers, columns};
+  const auto deepest = [&](std::int32_t buffers) {
+    Depth depth{kMaxStages, buffers};
     while (depth.stages > 0 && !fits(depth)) --depth.stages;
     return depth;
   };
-  Depth depth = deepest(1, kMergeStep);
-  // A second tile's queries may cost stages but two; what else is nice to have may cost none.
-  const Depth second = deepest(2, kMergeStep);
-  if (second.stages >= std::min(depth.stages, 2)) depth = second;
-  for (std::int32_t columns = 2 * kMergeStep; columns <= T::kHeadSizeV; columns *= 2) {
-    const Depth wider = deepest(depth.query_buffers, columns);
-    if (wider.stages >= std::min(depth.stages, 4)) depth = wider;
-  }
-  const Depth third = deepest(3, depth.merge_columns);
-  if (third.stages >= std::min(depth.stages, 4) && depth.query_buffers == 2) depth = third;
-  return depth;
+  const Depth depth = deepest(1);
+  // A second or third tile's queries may cost stages, but a few must be left.
+  const Depth second = deepest(2);
+  if (second.stages < std::min(depth.stages, 2)) return depth;
+  const Depth third = deepest(3);
+  return third.stages >= std::min(depth.stages, 4) ? third : second;
 }
 
 template <class T>
 void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, cudaStream_t stream) {
-  const Depth depth = depth_on<T>(current_gpu());
+  const Gpu& gpu = current_gpu();
+  const Depth depth = depth_on<T>(gpu);
   const int bytes = SharedLayout<T>(depth).bytes;
-  DIFFKV_CUDA_CALL(
-      cudaFuncSetAttribute(attend_mma<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  allow_shared_bytes<attend_mma<T>>(gpu, bytes);
   const auto workers = static_cast<unsigned>(params.schedule.limits.classes[tile_class].workers);
-  const KvMaps maps =
-      kv_maps(params, {kBoxKeys, kSlabColumns, T::kKeySlabs, T::kValueSlabs});
-  attend_mma<T><<<workers, T::Grid::kThreads, bytes, stream>>>(params, maps, depth, tile_class);
-  DIFFKV_CUDA_CALL(cudaGetLastError());
+  const KvMaps maps = kv_maps(params, {kBoxKeys, kSlabColumns, T::kKeySlabs, T::kValueSlabs});
+  launch_early(gpu, "attend_mma", attend_mma<T>, {workers, T::Grid::kThreads, bytes}, stream,
+               params, maps, depth, tile_class);
 }
 
 template <DType kQuery, DType kStored, int kHeadSizeQk, int kHeadSizeV>

@@ -1,6 +1,9 @@
-// A piece's end: the sums of the warps that shared rows become output rows, or partials.
+// A piece's end: the sums of the warps that shared rows become output rows, or partials. It runs
+// once a piece, so what costs is less its arithmetic than its instructions, which come from memory
+// the first time: there are few of them, and none twice.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/dtype.h"
@@ -13,7 +16,6 @@
 #include "cuda/kv_codec.cuh"
 #include "cuda/params.h"
 #include "cuda/row_io.cuh"
-#include "plan/schedule.h"
 
 namespace diffkv::cuda::mma {
 
@@ -24,173 +26,240 @@ class Finish {
  public:
   using Grid = typename T::Grid;
   using Piece = typename Shared<T>::Piece;
+  using Sums = float[T::kHeadSizeV / 8][4];  // of a warp's 16 rows
 
-  __device__ Finish(const AttendKernelParams& params, const Shared<T>& shared, const Piece& piece,
-                    std::int32_t tile_class, std::int32_t merge_columns)
+  __device__ Finish(const AttendKernelParams& params, const Shared<T>& shared, const Piece& piece)
       : params_(params),
         shared_(shared),
         piece_(piece),
-        tile_class_(tile_class),
-        merge_columns_(merge_columns),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
-        key_warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp % Grid::kKeyWarps) {}
+        warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp),
+        key_warp_(warp_ % Grid::kKeyWarps) {}
 
+  // Tells the other warps that share rows what this one has of the 16 rows from first_row on.
   __device__ void put_states(const RowStates& states, std::int32_t first_row) const {
+    if constexpr (Grid::kKeyWarps > 1) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float sum = quad_sum(states.sum[h]);
-      const std::int32_t at = key_warp_ * Grid::kRows + first_row + lane_ / 4 + 8 * h;
-      if (lane_ % 4 == 0) {
-        shared_.row_max[at] = states.max[h];
-        shared_.row_sum[at] = sum;
+      for (int h = 0; h < 2; ++h) {
+        const float sum = quad_sum(states.sum[h]);
+        const std::int32_t at = key_warp_ * Grid::kRows + first_row + lane_ / 4 + 8 * h;
+        if (lane_ % 4 == 0) {
+          shared_.row_max[at] = states.max[h];
+          shared_.row_sum[at] = sum;
+        }
       }
     }
   }
 
-  // Accumulator tile n of the columns from `column` on.
-  __device__ void put_sums(const float (&sums)[4], std::int32_t first_row, int n,
-                           std::int32_t column) const {
+  // Merges and writes those rows, once all warps have put their states.
+  __device__ void write(const RowStates& states, Sums& sums, std::int32_t first_row) const {
+    std::byte* to[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::int32_t row = key_warp_ * Grid::kRows + first_row + lane_ / 4 + 8 * h;
+      const Row row = row_of(states, first_row + lane_ / 4 + 8 * h, h);
+      to[h] = row.to;
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        *sum_at(row, column + column_of<T>(n, lane_, i)) = sums[2 * h + i];
-    }
-  }
-
-  // What each warp's sums of a row are to be multiplied with; writes what is one number a row.
-  __device__ void weigh() const {
-    sync();
-    for (std::int32_t row = static_cast<std::int32_t>(threadIdx.x); row < Grid::kRows;
-         row += Grid::kConsumers * kWarp) {
-      weigh_row(row);
-    }
-  }
-
-  // Merges and writes the columns that were put last, of which `first` is the first.
-  __device__ void write(std::int32_t first) const {
-    sync();
-    const std::int32_t end = min(first + merge_columns_, params_.head_size_v);
-    // A thread's columns are the same in every row that it writes.
-    const std::int32_t chunks = merge_columns_ / 4;
-    const std::int32_t column =
-        static_cast<std::int32_t>(threadIdx.x) & (chunks - 1);  // a power of two
-    const std::int32_t step = Grid::kConsumers * kWarp / chunks;
-    if (first + column * 4 < end) {
-      for (std::int32_t row = static_cast<std::int32_t>(threadIdx.x) / chunks;
-           row < piece_.num_rows; row += step) {
-        write_columns(row, merged(row, column * 4), first + column * 4);
+      for (auto& tile : sums) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          // Sums of no weight are left out: a row that saw nothing is zero whatever they hold.
+          float& x = tile[2 * h + i];
+          x = row.scale == 0.0F ? 0.0F : x * row.scale;
+        }
       }
     }
-    // The next columns, or the next piece's, are put in the same place.
-    sync();
-  }
-
- private:
-  struct Place {
-    std::int64_t token;
-    std::int32_t head;
-  };
-
-  static __device__ void sync() { ptx::sync(kConsumerBarrier, Grid::kConsumers * kWarp); }
-
-  // Columns are exchanged in groups of 8, so that the same ones of 4 rows lie in different banks.
-  __device__ float* sum_at(std::int32_t row, std::int32_t column) const {
-    return shared_.merge + row * merge_columns_ + (column ^ row % 4 * 8);
-  }
-
-  __device__ Place place_of(std::int32_t row) const {
-    const std::int32_t group = params_.schedule.group;
-    const std::int32_t index = piece_.first_row + row;
-    return {std::int64_t{piece_.first_token} + index / group,
-            piece_.kv_head * group + index % group};
-  }
-
-  __device__ std::int64_t partial_of(std::int32_t row) const {
-    return plan::partial_row(params_.schedule, tile_class_, piece_.slot, row);
-  }
-
-  __device__ void weigh_row(std::int32_t row) const {
-    core::SoftmaxState state;  // in log2
-    float* weights = shared_.weights + row;
-#pragma unroll
-    for (int w = 0; w < Grid::kKeyWarps; ++w) {
-      state.max = fmaxf(state.max, shared_.row_max[w * Grid::kRows + row]);
-    }
-    const float base = state.max == core::kNegInf ? 0.0F : state.max;
-#pragma unroll
-    for (int w = 0; w < Grid::kKeyWarps; ++w) {
-      const int at = w * Grid::kRows + row;
-      const float weight = ptx::exp2(shared_.row_max[at] - base);
-      const float sum = shared_.row_sum[at];
-      // A NaN score leaves the max alone but makes the sum NaN, whatever its weight.
-      state.sum += sum == 0.0F ? 0.0F : sum * (isnan(sum) ? 1.0F : weight);
-      weights[w * Grid::kRows] = weight;
-    }
-    state.max *= kLn2;
-    if (row >= piece_.num_rows) return;
-    if (piece_.slot >= 0) {
-      params_.schedule.tables.partial_max[partial_of(row)] = state.max;
-      params_.schedule.tables.partial_sum[partial_of(row)] = state.sum;
-      return;
-    }
-    const Place place = place_of(row);
-    if (place.token >= params_.schedule.tables.num_tokens) return;
-    const core::SoftmaxEnd end = core::finish(state, piece_.sink[row]);
-    const float factor = end.empty ? 0.0F : end.factor * piece_.value_scale;
-#pragma unroll
-    for (int w = 0; w < Grid::kKeyWarps; ++w) weights[w * Grid::kRows] *= factor;
-    if (params_.lse != nullptr) {
-      params_.lse[place.head * params_.lse_stride_head + place.token * params_.lse_stride_token] =
-          end.lse;
-    }
-  }
-
-  // Sums of no weight are left out: a row that saw nothing is zero whatever they hold.
-  __device__ float4 merged(std::int32_t row, std::int32_t column) const {
-    float4 out = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-#pragma unroll
-    for (int w = 0; w < Grid::kKeyWarps; ++w) {
-      const int at = w * Grid::kRows + row;
-      const float weight = shared_.weights[at];
-      if (weight == 0.0F) continue;
-      const auto sums = *reinterpret_cast<const float4*>(sum_at(at, column));
-      out.x = fmaf(weight, sums.x, out.x);
-      out.y = fmaf(weight, sums.y, out.y);
-      out.z = fmaf(weight, sums.z, out.z);
-      out.w = fmaf(weight, sums.w, out.w);
-    }
-    return out;
-  }
-
-  __device__ void write_columns(std::int32_t row, float4 x, std::int32_t column) const {
-    if (piece_.slot >= 0) {
-      *reinterpret_cast<float4*>(params_.schedule.tables.partial_acc +
-                                 partial_of(row) * params_.schedule.tables.partial_stride +
-                                 column) = x;
-      return;
-    }
-    const Place place = place_of(row);
-    if (place.token >= params_.schedule.tables.num_tokens) return;
-    const DType dtype = params_.output.dtype;
-    std::byte* to = row_at(params_.output, place.token, place.head) + column * size_of(dtype);
+    Own own;
+    merge(sums, own);
+    const DType dtype = piece_.slot >= 0 ? DType::kF32 : params_.output.dtype;
     switch (dtype) {
       case DType::kF32:
-        *reinterpret_cast<float4*>(to) = x;
-        return;
+        return store<float>(own, to);
       case DType::kF16:
-        *reinterpret_cast<uint2*>(to) =
-            make_uint2(ptx::pack<__half>(x.x, x.y), ptx::pack<__half>(x.z, x.w));
-        return;
+        return store<__half>(own, to);
       case DType::kBF16:
-        *reinterpret_cast<uint2*>(to) =
-            make_uint2(ptx::pack<__nv_bfloat16>(x.x, x.y), ptx::pack<__nv_bfloat16>(x.z, x.w));
-        return;
-      default: {
-        const float scale = scale_at(params_.output_scale, 0);
-        *reinterpret_cast<std::uint32_t*>(to) =
-            fp8_word(dtype, x.x / scale, x.y / scale, x.z / scale, x.w / scale);
+        return store<__nv_bfloat16>(own, to);
+      default:
+        return store_fp8(own, to, dtype);
+    }
+  }
+
+  // All consumer warps.
+  static __device__ void sync() { ptx::sync(kConsumerBarrier, Grid::kConsumers * kWarp); }
+
+ private:
+  static constexpr int kKeyWarps = Grid::kKeyWarps;
+  // Tiles of 8 columns that a warp writes of rows that it shares.
+  static constexpr int kOwnTiles = T::kHeadSizeV / 8 / kKeyWarps;
+  using Own = float[kOwnTiles][4];
+  static_assert(kOwnTiles % kMergeTiles == 0);
+
+  struct Row {
+    std::byte* to;  // null: the row is not written
+    float scale;    // of this warp's sums
+  };
+
+  // A row's softmax over all warps; writes what is one number a row.
+  __device__ Row row_of(const RowStates& states, std::int32_t row, int h) const {
+    core::SoftmaxState state;  // in log2
+    float weight = 1.0F;
+    if constexpr (kKeyWarps == 1) {
+      state.max = states.max[h];
+      state.sum = quad_sum(states.sum[h]);
+    } else {
+#pragma unroll
+      for (int w = 0; w < kKeyWarps; ++w) {
+        state.max = fmaxf(state.max, shared_.row_max[w * Grid::kRows + row]);
+      }
+      const float base = state.max == core::kNegInf ? 0.0F : state.max;
+#pragma unroll
+      for (int w = 0; w < kKeyWarps; ++w) {
+        const int at = w * Grid::kRows + row;
+        const float of_warp = ptx::exp2(shared_.row_max[at] - base);
+        const float sum = shared_.row_sum[at];
+        // A NaN score leaves the max alone but makes the sum NaN, whatever its weight.
+        state.sum += sum == 0.0F ? 0.0F : sum * (isnan(sum) ? 1.0F : of_warp);
+        if (w == key_warp_) weight = of_warp;
+      }
+    }
+    state.max *= kLn2;
+    const bool writes = key_warp_ == 0 && lane_ % 4 == 0;
+    if (piece_.slot >= 0) {
+      if (row >= piece_.num_rows) return {nullptr, weight};
+      const detail::PlanTables& tables = params_.schedule.tables;
+      const std::int64_t at = piece_.partial_row + row;
+      if (writes) {
+        tables.partial_max[at] = state.max;
+        tables.partial_sum[at] = state.sum;
+      }
+      return {reinterpret_cast<std::byte*>(tables.partial_acc + at * tables.partial_stride),
+              weight};
+    }
+    const std::int64_t at = piece_.output_at[row];
+    if (at < 0) return {nullptr, weight};
+    const core::SoftmaxEnd end = core::finish(state, piece_.sink[row]);
+    if (writes && params_.lse != nullptr) write_lse(row, end.lse);
+    return {params_.output.data + at, end.empty ? 0.0F : weight * end.factor * piece_.value_scale};
+  }
+
+  __device__ void write_lse(std::int32_t row, float lse) const {
+    const std::int32_t group = params_.schedule.group;
+    const std::int32_t index = piece_.first_row + row;
+    const std::int64_t token = std::int64_t{piece_.first_token} + index / group;
+    const std::int64_t head = std::int64_t{piece_.kv_head} * group + index % group;
+    params_.lse[head * params_.lse_stride_head + token * params_.lse_stride_token] = lse;
+  }
+
+  // Each warp gets the sums of its own columns from the others with its rows, kMergeTiles tiles at
+  // a time, in an order that depends on the column alone.
+  __device__ void merge(const Sums& sums, Own& own) const {
+    if constexpr (kKeyWarps == 1) {
+#pragma unroll
+      for (int n = 0; n < kOwnTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) own[n][i] = sums[n][i];
+      }
+    } else {
+      auto* places = reinterpret_cast<float4*>(shared_.merge) + lane_;
+      const int group = warp_ / kKeyWarps * kKeyWarps;
+      const auto place = [&](int owner, int from, int tile) {
+        const int other = (from - owner - 1 + kKeyWarps) % kKeyWarps;
+        return places + (((group + owner) * (kKeyWarps - 1) + other) * kMergeTiles + tile) * kWarp;
+      };
+#pragma unroll
+      for (int first = 0; first < kOwnTiles; first += kMergeTiles) {
+        if (first > 0) sync();
+#pragma unroll
+        for (int owner = 0; owner < kKeyWarps; ++owner) {
+#pragma unroll
+          for (int j = 0; j < kMergeTiles; ++j) {
+            const float(&x)[4] = sums[owner * kOwnTiles + first + j];
+            if (owner == key_warp_) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) own[first + j][i] = x[i];
+            } else {
+              *place(owner, key_warp_, j) = make_float4(x[0], x[1], x[2], x[3]);
+            }
+          }
+        }
+        sync();
+#pragma unroll
+        for (int next = 1; next < kKeyWarps; ++next) {
+#pragma unroll
+          for (int j = 0; j < kMergeTiles; ++j) {
+            const float4 x = *place(key_warp_, (key_warp_ + next) % kKeyWarps, j);
+            own[first + j][0] += x.x;
+            own[first + j][1] += x.y;
+            own[first + j][2] += x.z;
+            own[first + j][3] += x.w;
+          }
+        }
+      }
+    }
+  }
+
+  // Neighbouring columns of a row that a lane holds: two of a tile or, of fp8, four of two tiles
+  // (see column_of).
+  static constexpr int kTiles = T::kFp8 ? 2 : 1;
+  static constexpr int kColumns = 2 * kTiles;
+
+  __device__ int first_column(int tile) const {
+    return (key_warp_ * kOwnTiles + tile) * 8 + lane_ % 4 * kColumns;
+  }
+
+  static __device__ void columns_of(const Own& own, int tile, int h, float (&x)[kColumns]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int k = 0; k < kTiles; ++k) x[i * kTiles + k] = own[tile + k][2 * h + i];
+    }
+  }
+
+  template <class Out>
+  __device__ void store(const Own& own, std::byte* const (&to)[2]) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (to[h] == nullptr) continue;
+#pragma unroll
+      for (int tile = 0; tile < kOwnTiles; tile += kTiles) {
+        const int column = first_column(tile);
+        if (column >= params_.head_size_v) continue;
+        float x[kColumns];
+        columns_of(own, tile, h, x);
+        std::uint32_t words[kColumns * sizeof(Out) / 4];
+        if constexpr (sizeof(Out) == 4) {
+#pragma unroll
+          for (int i = 0; i < kColumns; ++i) words[i] = __float_as_uint(x[i]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) words[i] = ptx::pack<Out>(x[2 * i], x[2 * i + 1]);
+        }
+        ptx::store(to[h] + column * static_cast<int>(sizeof(Out)), words);
+      }
+    }
+  }
+
+  __device__ void store_fp8(const Own& own, std::byte* const (&to)[2], DType dtype) const {
+    const float scale = scale_at(params_.output_scale, 0);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (to[h] == nullptr) continue;
+      float copy[kOwnTiles / kTiles][kColumns];  // in memory, so that the loop need not be unrolled
+#pragma unroll
+      for (int tile = 0; tile < kOwnTiles; tile += kTiles) {
+        columns_of(own, tile, h, copy[tile / kTiles]);
+      }
+#pragma unroll 1
+      for (int tile = 0; tile < kOwnTiles; tile += kTiles) {
+        const int column = first_column(tile);
+        if (column >= params_.head_size_v) break;
+        const float(&x)[kColumns] = copy[tile / kTiles];
+        if constexpr (kColumns == 4) {
+          *reinterpret_cast<std::uint32_t*>(to[h] + column) =
+              fp8_word(dtype, x[0] / scale, x[1] / scale, x[2] / scale, x[3] / scale);
+        } else {
+          *reinterpret_cast<std::uint16_t*>(to[h] + column) =
+              static_cast<std::uint16_t>(fp8_word(dtype, x[0] / scale, x[1] / scale, 0.0F, 0.0F));
+        }
       }
     }
   }
@@ -198,9 +267,8 @@ class Finish {
   const AttendKernelParams& params_;
   const Shared<T>& shared_;
   const Piece& piece_;
-  const std::int32_t tile_class_;
-  const std::int32_t merge_columns_;
   const std::int32_t lane_;
+  const std::int32_t warp_;
   const std::int32_t key_warp_;
 };
 

@@ -93,8 +93,8 @@ __device__ inline std::uint32_t key_address(std::uint32_t box, int lane) {
   return box + static_cast<std::uint32_t>(chunk_at<T>(lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 
-// The address of step `step` (of kStepBytes) from that of step 0, of keys or of values. A box starts
-// at a multiple of 512 bytes, so that the lower bits are those of the place in the slab.
+// The address of step `step` (of kStepBytes) from that of step 0, of keys or of values. A box
+// starts at a multiple of 512 bytes, so that the lower bits are those of the place in the slab.
 template <class T>
 __device__ inline std::uint32_t at_step(std::uint32_t address, int step) {
   constexpr int kSteps = T::kSlabRowBytes / kStepBytes;  // of a slab

@@ -16,6 +16,7 @@
 #include "cuda/row_io.cuh"
 #include "cuda/tensor_maps.h"
 #include "plan/schedule.h"
+#include "plan/walk.h"
 
 namespace diffkv::cuda::mma {
 
@@ -23,15 +24,14 @@ template <class T>
 class Producer {
  public:
   using Grid = typename T::Grid;
-  // A warp that copies rows arrives with one lane at first, and with all when its copies have landed.
+  // A warp that copies rows arrives with one lane at first, and with all when its copies have
+  // landed.
   static constexpr std::uint32_t kWarpArrivals = kWarp + 1;
   static constexpr std::uint32_t kRowArrivals = Grid::kProducers * kWarpArrivals;
   static constexpr std::int32_t kQueryWarps = Grid::kProducers - 1;
   static constexpr std::uint32_t kQueryArrivals = kQueryWarps * kWarpArrivals;
 
-  static __device__ bool by_boxes(const KvMaps& maps) {
-    return ptx::kTensorCopies && maps.usable;
-  }
+  static __device__ bool by_boxes(const KvMaps& maps) { return ptx::kTensorCopies && maps.usable; }
 
   __device__ Producer(const AttendKernelParams& params, const KvMaps& maps, const Shared<T>& shared,
                       Depth depth, std::int32_t tile_class)
@@ -48,16 +48,33 @@ class Producer {
                                    warp_ * Grid::kProducerKeys + lane_ % Grid::kProducerKeys) {}
 
   __device__ void run(std::int32_t worker) {
-    const bool keys = !boxes_ || warp_ == 0;
-    plan::for_each_piece(params_.schedule, tile_class_, worker, [&](const plan::Piece& piece) {
-      if (warp_ > 0) start_piece(piece);
-      if (keys) load_piece(piece);
-    });
-    if (!keys) return;
-    if (pending_.flags >= 0) load(pending_);
-    Load stop;
-    stop.flags = kNoMoreWork;
-    load(stop);
+    const bool copies_keys = !boxes_ || warp_ == 0;
+    const plan::ScheduleView& schedule = params_.schedule;
+    const plan::Share share(schedule, tile_class_, worker);
+    plan::Piece piece;
+    std::int32_t v = 0;  // the block of the piece that comes next
+    bool more = share.first(piece);
+    if (more) v = piece.begin_block;
+    Load pending;
+    while (pending.flags != kNoMoreWork) {
+      Load next;
+      next.flags = kNoMoreWork;
+      if (more) {
+        if (warp_ > 0 && v == piece.begin_block) start_piece(piece);
+        next = block_at(piece, v);
+        // Its page ids are on their way while the one before it waits for its stage.
+        if (copies_keys) find_page(next);
+      }
+      if (copies_keys && pending.flags >= 0) load(pending);
+      pending = next;
+      if (!more) continue;
+      // A piece without keys is one empty block, so that its rows are written.
+      if (!copies_keys || ++v >= piece.end_block) {
+        more = share.next(piece);
+        v = piece.begin_block;
+      }
+    }
+    if (copies_keys) load(pending);
   }
 
  private:
@@ -72,24 +89,17 @@ class Producer {
     std::int32_t token = 0;  // within the page
   };
 
-  __device__ void load_piece(const plan::Piece& piece) {
-    // A tile without keys is one empty block, so that its rows are written.
-    std::int32_t v = piece.begin_block;
-    do {
-      Load next;
-      next.flags = (v == piece.begin_block ? kFirstOfPiece : 0) |
-                   (v + 1 >= piece.end_block ? kLastOfPiece : 0);
-      if (v < piece.end_block) {
-        next.first_key = piece.tile.block_at(v) * Grid::kBlockKeys;
-        next.range = piece.tile.keys_at(v);
-      }
-      next.seq = piece.seq;
-      next.kv_head = piece.tile.kv_head;
-      find_page(next);
-      // The page ids of the next block are on their way while the last one waits for its stage.
-      if (pending_.flags >= 0) load(pending_);
-      pending_ = next;
-    } while (++v < piece.end_block);
+  __device__ static Load block_at(const plan::Piece& piece, std::int32_t v) {
+    Load load;
+    load.flags = (v == piece.begin_block ? kFirstOfPiece : 0) |
+                 (v + 1 >= piece.end_block ? kLastOfPiece : 0);
+    load.seq = piece.seq;
+    load.kv_head = piece.tile.kv_head;
+    if (v < piece.end_block) {
+      load.first_key = piece.tile.block_at(v) * Grid::kBlockKeys;
+      load.range = piece.tile.keys_at(v);
+    }
+    return load;
   }
 
   // Whether this lane's box, or row, has a key that is asked for.
@@ -145,9 +155,9 @@ class Producer {
     const bool valid = holds(load);
     const std::uint32_t lanes = __ballot_sync(kAllLanes, valid);
     const std::int32_t page = page_of(load);
-    const std::uint32_t to = ptx::shared_address(shared_.stages) +
-                             static_cast<std::uint32_t>(stage_.index * T::kStageBytes +
-                                                        lane_ * T::kBoxBytes);
+    const std::uint32_t to =
+        ptx::shared_address(shared_.stages) +
+        static_cast<std::uint32_t>(stage_.index * T::kStageBytes + lane_ * T::kBoxBytes);
     constexpr int kBoxes = Grid::kWarpKeys / kBoxKeys;  // of a slice
 #pragma unroll
     for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
@@ -181,7 +191,7 @@ class Producer {
     const std::byte* value = row_of(params_.value, load);
     const std::uint32_t stage = ptx::shared_address(shared_.stages) +
                                 static_cast<std::uint32_t>(stage_.index * T::kStageBytes);
-#pragma unroll
+#pragma unroll 1
     for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
       ptx::Barrier* full = open(load, slice);
       if (lane_ == 0) ptx::arrive(full);
@@ -207,7 +217,7 @@ class Producer {
   __device__ void copy_rows(const std::byte* from, std::int32_t bytes, bool valid,
                             std::int32_t first_lane, Place&& place) const {
     const auto address = reinterpret_cast<std::uint64_t>(valid ? from : nullptr);
-#pragma unroll
+#pragma unroll 1
     for (std::int32_t first = 0; first < kRows; first += 4) {
       const std::int32_t row = first + lane_ / 8;
       const std::uint64_t source = __shfl_sync(kAllLanes, address, first_lane + row);
@@ -262,12 +272,16 @@ class Producer {
   __device__ void describe(const plan::Piece& piece, typename Shared<T>::Piece& info) const {
     const plan::ScheduleView& schedule = params_.schedule;
     const core::SeqMask seq = plan::seq_mask(schedule, piece.seq);
+    const std::int32_t first_token = schedule.tables.query_start_loc[piece.seq];
     for (std::int32_t row = lane_; row < Grid::kRows; row += kWarp) {
       core::RowKeys keys;
-      const std::int32_t index = piece.tile.first_row + row;
+      std::int64_t output_at = -1;
       if (row < piece.tile.num_rows) {
-        keys = core::row_keys(schedule.mask, seq, index / schedule.group);
-        const std::int32_t head = piece.tile.kv_head * schedule.group + index % schedule.group;
+        const std::int32_t index = piece.tile.first_row + row;
+        const std::int32_t query = index / schedule.group;
+        const std::int32_t head =
+            piece.tile.kv_head * schedule.group + (index - query * schedule.group);
+        keys = seq.query_len == 1 ? piece.tile.keys : core::row_keys(schedule.mask, seq, query);
         if (params_.alibi_slopes.data != nullptr) {
           info.slope[row] = scale_at(params_.alibi_slopes, head);
         }
@@ -275,20 +289,27 @@ class Producer {
                              ? core::kNegInf
                              : core::load_element(params_.sinks.dtype, params_.sinks.data,
                                                   head * params_.sinks.stride);
+        const std::int64_t token = std::int64_t{first_token} + query;
+        if (token < schedule.tables.num_tokens) {
+          output_at = row_at(params_.output, token, head) - params_.output.data;
+        }
       }
+      info.output_at[row] = output_at;
       info.query_factor[row] = 1.0F;
       info.prefix_end[row] = keys.prefix_end;
       info.begin[row] = keys.begin;
       info.end[row] = keys.end;
     }
     if (lane_ == 0) {
-      info.seq = piece.seq;
+      if (piece.slot >= 0) {
+        info.partial_row = plan::partial_row(schedule, tile_class_, piece.slot, 0);
+      }
       info.kv_head = piece.tile.kv_head;
       info.first_row = piece.tile.first_row;
       info.num_rows = piece.tile.num_rows;
       info.slot = piece.slot;
       info.context_len = static_cast<std::int32_t>(seq.context_len());
-      info.first_token = schedule.tables.query_start_loc[piece.seq];
+      info.first_token = first_token;
       info.score_scale = score_scale(params_, piece.tile.kv_head);
       info.value_scale = scale_at(params_.v_scale, piece.tile.kv_head);
     }
@@ -305,7 +326,6 @@ class Producer {
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;
-  Load pending_;
 };
 
 }  // namespace diffkv::cuda::mma

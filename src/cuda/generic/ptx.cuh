@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace diffkv::cuda::ptx {
@@ -114,8 +115,8 @@ __device__ inline void sync(int id, int threads) {
 
 // --- copies to shared memory ---------------------------------------------------------------------
 
-// A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab 0, head `h`
-// and page `p`. What is outside the tensor is filled with zeros and counts as bytes, too.
+// A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab 0, head
+// `h` and page `p`. What is outside the tensor is filled with zeros and counts as bytes, too.
 __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t c, std::int32_t t,
                                 std::int32_t h, std::int32_t p, Barrier* barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -132,6 +133,18 @@ __device__ inline void copy_async(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
                "l"(__cvta_generic_to_global(from))
                : "memory");
+}
+
+// --- stores to global memory ---------------------------------------------------------------------
+
+// 4, 8 or 16 bytes.
+template <std::size_t kWords>
+__device__ inline void store(void* to, const std::uint32_t (&words)[kWords]) {
+  if constexpr (kWords == 1) *static_cast<std::uint32_t*>(to) = words[0];
+  if constexpr (kWords == 2) *static_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+  if constexpr (kWords == 4) {
+    *static_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+  }
 }
 
 // --- matrices of 8 x 8 16-bit elements -----------------------------------------------------------

@@ -37,8 +37,9 @@ struct RowRules {
   std::int32_t token;  // within the sequence
 };
 
-// Soft cap, ALiBi and bias of one score, in units of log2; `offset` is j - context_len.
-__device__ inline float ruled_score(const AttendKernelParams& p, const RowRules& row, float product,
+// Soft cap and ALiBi of one score, in units of log2; `offset` is j - context_len. A call, because
+// as many copies as a lane has scores would not fit into the instruction cache.
+__device__ __noinline__ inline float ruled_score(const AttendKernelParams& p, const RowRules& row, float product,
                                     std::int32_t offset) {
   float s = product * row.scale;
   if (p.soft_cap > 0.0F) s = p.soft_cap * tanhf(s / p.soft_cap);

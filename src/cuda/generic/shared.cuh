@@ -22,7 +22,6 @@ struct Shared {
     pieces = reinterpret_cast<Piece*>(base + layout.pieces);
     row_max = reinterpret_cast<float*>(base + layout.row_max);
     row_sum = reinterpret_cast<float*>(base + layout.row_sum);
-    weights = reinterpret_cast<float*>(base + layout.weights);
     stage_infos = reinterpret_cast<StageInfo*>(base + layout.stage_infos);
     auto* barriers = reinterpret_cast<ptx::Barrier*>(base + layout.barriers);
     stage_full = barriers;
@@ -31,13 +30,12 @@ struct Shared {
     query_empty = query_full + kMaxQueryBuffers;
   }
 
-  std::byte* stages;   // [stages, boxes of a block, kBoxBytes], see chunk_at()
-  std::byte* queries;  // [query buffers, kRows, kQueryPitch]
-  float* merge;        // [kKeyWarps, kRows, merge_columns], see Finish::sum_at
-  Piece* pieces;       // [query buffers]
-  float* row_max;      // [kKeyWarps, kRows]
-  float* row_sum;      // [kKeyWarps, kRows]
-  float* weights;      // [kKeyWarps, kRows]
+  std::byte* stages;       // [stages, boxes of a block, kBoxBytes], see chunk_at()
+  std::byte* queries;      // [query buffers, kRows, kQueryPitch]
+  float* merge;            // [consumers, kKeyWarps - 1, kMergeTiles, lanes, 4], see Finish::merge
+  Piece* pieces;           // [query buffers]
+  float* row_max;          // [kKeyWarps, kRows]
+  float* row_sum;          // [kKeyWarps, kRows]
   StageInfo* stage_infos;  // [stages, kKeyWarps], as the barriers of stages
   // Full: the producers' copies have landed. Empty: the consumers are done with them.
   ptx::Barrier* stage_full;

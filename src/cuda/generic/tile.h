@@ -13,12 +13,16 @@ inline constexpr int kWarp = 32;
 inline constexpr int kMmaRows = 16;  // rows, and keys, of one instruction
 inline constexpr int kMaxStages = 8;
 inline constexpr int kMaxQueryBuffers = 4;
-// Keys and values are copied in boxes of 16 keys, which lie in shared memory as slabs of 64 columns.
+// Keys and values are copied in boxes of 16 keys, which lie in shared memory as slabs of 64
+// columns.
 inline constexpr int kBoxKeys = 16;
 inline constexpr int kSlabColumns = 64;
-// Added to each row of queries in shared memory, so that the same columns of 8 neighbouring rows lie
-// in different banks.
+// Added to each row of queries in shared memory, so that the same columns of 8 neighbouring rows
+// lie in different banks.
 inline constexpr int kQueryPadding = 16;
+
+// Tiles of 8 columns of sums that a warp gives to each other one at a time.
+inline constexpr int kMergeTiles = 2;
 
 // How a block's consumer warps share a tile: kRowWarps x kKeyWarps warps, each with kRowTiles x 16
 // rows and kBlockKeys / kKeyWarps keys of every block of keys. Warps that share rows keep partial
@@ -74,14 +78,15 @@ struct Tile {
   static constexpr int kStageBytes = Grid::kBlockKeys / kBoxKeys * kBoxBytes;
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
-  // Of a column of the sums to be merged.
-  static constexpr int kMergeBytes = Grid::kKeyWarps * Grid::kRows * 4;
+  // Of the sums that warps with the same rows exchange at a time: kMergeTiles tiles of 16 x 8.
+  static constexpr int kMergeBytes =
+      Grid::kConsumers * (Grid::kKeyWarps - 1) * kMergeTiles * kMmaRows * 8 * 4;
 };
 
 // Where 16 bytes of a key are in a stage, or of its value after kValuesInBox: chunk `chunk` of key
 // `key` of the block. Chunks of a slab's row are permuted as tensor copies permute them ("swizzle":
-// exclusive or with bits 7 and up of the address), so that the same chunk of 8 neighbouring keys lies
-// in different banks.
+// exclusive or with bits 7 and up of the address), so that the same chunk of 8 neighbouring keys
+// lies in different banks.
 template <class T>
 DIFFKV_HD constexpr int chunk_at(int key, int chunk) {
   const int row = key % kBoxKeys;
@@ -90,20 +95,16 @@ DIFFKV_HD constexpr int chunk_at(int key, int chunk) {
          row * T::kSlabRowBytes + (chunk % T::kSlabChunks ^ turn) * 16;
 }
 
-// Columns of sums are merged in multiples of this.
-inline constexpr int kMergeStep = 32;
-
 // What a block has shared memory for.
 struct Depth {
   std::int32_t stages = 0;         // blocks of keys loaded ahead
   std::int32_t query_buffers = 0;  // tiles' queries, likewise
-  std::int32_t merge_columns = 0;  // of the sums, merged at a time
 };
 
 // What one piece's consumers need to know, made by the producer.
 template <int kRows>
 struct alignas(16) PieceInfo {
-  std::int32_t seq;
+  std::int64_t partial_row;  // of its first row, if it has a slot
   std::int32_t kv_head;
   std::int32_t first_row;
   std::int32_t num_rows;
@@ -112,6 +113,8 @@ struct alignas(16) PieceInfo {
   std::int32_t first_token;  // of the sequence
   float score_scale;
   float value_scale;
+  // Where each row of the output is, in bytes from its start; -1: nowhere.
+  std::int64_t output_at[kRows];
   // What each row sees; its ALiBi slope and sink; what its query was multiplied with.
   std::int32_t prefix_end[kRows];
   std::int32_t begin[kRows];
@@ -139,11 +142,10 @@ struct SharedLayout {
   DIFFKV_HD explicit SharedLayout(Depth depth)
       : queries(depth.stages * T::kStageBytes),
         merge(queries + depth.query_buffers * T::kQueryBytes),
-        pieces(merge + depth.merge_columns * T::kMergeBytes),
+        pieces(merge + T::kMergeBytes),
         row_max(pieces + depth.query_buffers * static_cast<int>(sizeof(Piece))),
         row_sum(row_max + kRowFloats),
-        weights(row_sum + kRowFloats),
-        stage_infos(weights + kRowFloats),
+        stage_infos(row_sum + kRowFloats),
         barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
         bytes(barriers + (2 * kSlices + 2 * kMaxQueryBuffers) * 8) {}
 
@@ -155,7 +157,6 @@ struct SharedLayout {
   int pieces;
   int row_max;
   int row_sum;
-  int weights;
   int stage_infos;
   int barriers;
   int bytes;
