@@ -190,34 +190,25 @@ __device__ Sums<kClasses> sums_before(const plan::ScheduleView& view, const Sums
   return before;
 }
 
-// As plan::share_start. A line's sequence is found among the threads' first ones, then among the
-// thread's own.
+// As plan::share_start by the tables; a sequence is found among the threads' first ones, then among
+// the thread's own.
 template <int kClasses>
 __device__ plan::WorkStart share_start(const plan::ScheduleView& view, int tile_class,
                                        std::int32_t index, std::int32_t each,
                                        const Shared<kClasses>& shared) {
-  const TileClass& cls = view.limits.classes[tile_class];
-  const std::int64_t all = shared.cost[tile_class];
-  const plan::LineCuts cuts(cls, all);
-  const std::int64_t target = cuts.target(index);
-  const std::int64_t all_lines = target * cls.head_lanes;
-  if (all_lines >= all) return plan::WorkStart{view.num_seqs, 0, 0};
-  const std::int64_t* thread_before = shared.cost_before[tile_class];
-  std::int32_t low = 0;
-  for (auto high = static_cast<std::int32_t>(blockDim.x); high - low > 1;) {
-    const std::int32_t middle = (low + high) / 2;
-    (thread_before[middle] <= all_lines ? low : high) = middle;
-  }
-  const std::int64_t* cost_before = view.tables.cost_before[tile_class];
-  low *= each;
-  for (std::int32_t high = min(low + each, view.num_seqs); high - low > 1;) {
-    const std::int32_t middle = (low + high) / 2;
-    (cost_before[middle] <= all_lines ? low : high) = middle;
-  }
-  const std::int64_t before = cost_before[low];
-  const plan::SeqOnLine place{low, plan::seq_mask(view, low), before,
-                              cost_before[low + 1] - before};
-  return plan::start_in(view, tile_class, place, target, cuts.share);
+  const std::int64_t* before = view.tables.cost_before[tile_class];
+  return plan::share_start(
+      view, tile_class, index, shared.cost[tile_class],
+      [&](std::int64_t cost) {
+        const std::int32_t first =
+            each * plan::last_not_above(shared.cost_before[tile_class],
+                                        static_cast<std::int32_t>(blockDim.x), cost);
+        return first + plan::last_not_above(before + first, min(each, view.num_seqs - first), cost);
+      },
+      [&](std::int32_t seq) {
+        const std::int64_t own = before[seq];
+        return plan::SeqOnLine{seq, plan::seq_mask(view, seq), own, before[seq + 1] - own};
+      });
 }
 
 // kThreads: at most so many; fewer leave each more registers.

@@ -227,23 +227,48 @@ DIFFKV_HD inline WorkStart start_in(const ScheduleView& view, std::int32_t tile_
   return at;
 }
 
-// Where a line's share starts, once cost_before is filled.
+// The last of sums [0, count), the first of which is not above `value`, that is not above it; of
+// costs before sequences: the sequence that the unit of cost `value` is in.
+DIFFKV_HD inline std::int32_t last_not_above(const std::int64_t* sums, std::int32_t count,
+                                             std::int64_t value) {
+  std::int32_t low = 0;
+  for (std::int32_t high = count; high - low > 1;) {
+    const std::int32_t middle = low + (high - low) / 2;
+    (sums[middle] <= value ? low : high) = middle;
+  }
+  return low;
+}
+
+// Where a line's share starts. `all` is the cost of all lines; seq_at(cost) is the sequence that a
+// unit of it is in, on_line(seq) what SeqOnLine says of one. A start is never in a sequence without
+// work: whoever looks for the share's first piece would have to walk over it.
+template <class SeqAt, class OnLine>
+DIFFKV_HD WorkStart share_start(const ScheduleView& view, std::int32_t tile_class,
+                                std::int32_t index, std::int64_t all, SeqAt&& seq_at,
+                                OnLine&& on_line) {
+  const TileClass& cls = view.limits.classes[tile_class];
+  const LineCuts cuts(cls, all);
+  const std::int64_t target = cuts.target(index);
+  if (target * cls.head_lanes >= all) return WorkStart{view.num_seqs, 0, 0};
+  const SeqOnLine place = on_line(seq_at(target * cls.head_lanes));
+  WorkStart at = start_in(view, tile_class, place, target, cuts.share);
+  if (at.seq > place.seq) {
+    const std::int64_t after = place.before + place.cost;
+    at.seq = after < all ? seq_at(after) : view.num_seqs;
+  }
+  return at;
+}
+
+// The same by the tables, once cost_before is filled.
 DIFFKV_HD inline WorkStart share_start(const ScheduleView& view, std::int32_t tile_class,
                                        std::int32_t index) {
-  const TileClass& cls = view.limits.classes[tile_class];
-  const std::int64_t* cost_before = view.tables.cost_before[tile_class];  // of all lines
-  const LineCuts cuts(cls, cost_before[view.num_seqs]);
-  const std::int64_t target = cuts.target(index);
-  const std::int64_t all_lines = target * cls.head_lanes;
-  if (all_lines >= cost_before[view.num_seqs]) return WorkStart{view.num_seqs, 0, 0};
-  std::int32_t low = 0;  // the last sequence whose work starts at or below the target
-  for (std::int32_t high = view.num_seqs; high - low > 1;) {
-    const std::int32_t middle = low + (high - low) / 2;
-    (cost_before[middle] <= all_lines ? low : high) = middle;
-  }
-  const SeqOnLine place{low, seq_mask(view, low), cost_before[low],
-                        cost_before[low + 1] - cost_before[low]};
-  return start_in(view, tile_class, place, target, cuts.share);
+  const std::int64_t* before = view.tables.cost_before[tile_class];
+  return share_start(
+      view, tile_class, index, before[view.num_seqs],
+      [&](std::int64_t cost) { return last_not_above(before, view.num_seqs, cost); },
+      [&](std::int32_t seq) {
+        return SeqOnLine{seq, seq_mask(view, seq), before[seq], before[seq + 1] - before[seq]};
+      });
 }
 
 }  // namespace diffkv::plan

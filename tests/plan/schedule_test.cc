@@ -224,6 +224,19 @@ TEST_P(ScheduleTest, WalksEveryBlockOnce) {
   });
 }
 
+TEST_P(ScheduleTest, SharesStartInSequencesThatHaveWork) {
+  on_random_batches([](const Planned& planned, const ScheduleView& view) {
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int share = 0; share <= num_shares(planned.limits.classes[c]); ++share) {
+        const int seq = planned.tables.starts[c][share].seq;
+        if (seq == view.num_seqs) continue;
+        const SeqTiles tiles = seq_tiles(view, seq_mask(view, seq).query_len);
+        EXPECT_TRUE(tiles.tile_class == c && tiles.count() > 0) << "share " << share;
+      }
+    }
+  });
+}
+
 // A tile's blocks hold exactly the keys that some row may see, each once, and every row's keys.
 TEST_P(ScheduleTest, BlocksHoldTheRowsKeys) {
   on_random_batches([](const Planned& planned, const ScheduleView& view) {
