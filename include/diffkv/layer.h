@@ -80,8 +80,8 @@ class DiffKVMetadataBuilder {
   // the batch is malformed or exceeds the maxima.
   DiffKVMetadata build(const Batch& batch, Stream stream = {});
 
-  // As build, for a batch of padded maxima whose contents change between replays of a captured
-  // graph. Where there are no graphs (CPU) it is build.
+  // As build, for a batch of padded maxima, max_query_len among them, whose contents change between
+  // replays of a captured graph. Where there are no graphs (CPU) it is build.
   DiffKVMetadata build_for_cudagraph_capture(const Batch& batch, Stream stream = {});
 
   // What it allocated.

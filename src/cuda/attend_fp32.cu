@@ -4,6 +4,7 @@
 #include "cuda/attend_kernel.h"
 #include "cuda/device.h"
 #include "cuda/generic/attend_fp32.cuh"
+#include "cuda/launch.h"
 
 namespace diffkv::cuda {
 namespace {
@@ -33,17 +34,23 @@ ScheduleLimits limits(const PlanKey& key, const Gpu& gpu) {
   return limits;
 }
 
-void launch(const AttendKernelParams& params, std::int32_t tile_class, cudaStream_t stream) {
-  const std::int64_t bytes = fp32::shared_bytes(params.head_size_qk, params.head_size_v);
-  const std::int32_t columns = (params.head_size_v + fp32::kThreads - 1) / fp32::kThreads;
-  const auto kernel = columns == 1   ? fp32::attend_kernel<1>
-                      : columns == 2 ? fp32::attend_kernel<2>
-                                     : fp32::attend_kernel<5>;  // 576 and less
-  DIFFKV_CUDA_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
+template <int kColumns>
+void launch_columns(const AttendKernelParams& params, std::int32_t tile_class,
+                    cudaStream_t stream) {
+  const auto bytes = static_cast<int>(fp32::shared_bytes(params.head_size_qk, params.head_size_v));
+  allow_shared_bytes<fp32::attend_kernel<kColumns>>(current_gpu(), bytes);
   const auto workers = static_cast<unsigned>(params.schedule.limits.classes[tile_class].workers);
-  kernel<<<workers, fp32::kThreads, static_cast<std::size_t>(bytes), stream>>>(params, tile_class);
+  fp32::attend_kernel<kColumns>
+      <<<workers, fp32::kThreads, static_cast<std::size_t>(bytes), stream>>>(params, tile_class);
   check(cudaGetLastError(), "attend_fp32");
+}
+
+void launch(const AttendKernelParams& params, std::int32_t tile_class, cudaStream_t stream) {
+  const std::int32_t columns = (params.head_size_v + fp32::kThreads - 1) / fp32::kThreads;
+  const auto launch_kernel = columns == 1   ? launch_columns<1>
+                             : columns == 2 ? launch_columns<2>
+                                            : launch_columns<5>;  // 576 and less
+  launch_kernel(params, tile_class, stream);
 }
 
 }  // namespace

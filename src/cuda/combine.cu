@@ -227,6 +227,8 @@ __device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_cla
   const plan::WorkStart tile = at_end ? end : begin;
   if (tile.block == 0 || tile.seq >= view.num_seqs) return;
   if (at_end && plan::starts_inside(begin, tile)) return;  // that is its first tile
+  const std::int32_t first_token = view.tables.query_start_loc[tile.seq];
+  const std::int32_t end_token = view.tables.query_start_loc[tile.seq + 1];
 
   std::int32_t up_to_own = 0;  // shares that start inside the tile
   std::int32_t later = 0;
@@ -241,8 +243,7 @@ __device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_cla
   const plan::BalancedParts parts{starts, lane, view.tables.first_slot[tile_class],
                                   lane.share - up_to_own, 1 + up_to_own + later};
 
-  const std::int32_t* query_start_loc = view.tables.query_start_loc + tile.seq;
-  const plan::SeqTiles tiles = plan::seq_tiles(view, query_start_loc[1] - query_start_loc[0]);
+  const plan::SeqTiles tiles = plan::seq_tiles(view, end_token - first_token);
   if (tile.tile >= tiles.tiles_per_head * lane.head_groups) return;
   plan::Piece piece;
   piece.seq = tile.seq;

@@ -109,7 +109,8 @@ __device__ inline void load_chunk(DType dtype, const std::byte* row, std::int64_
   }
 }
 
-// Four floats as fp8 bytes, the same as core/dtype.h gives.
+// Four floats as fp8 bytes, the same as core/dtype.h gives. kNumbers: none of them is a NaN.
+template <bool kNumbers = false>
 __device__ inline std::uint32_t fp8_word(DType dtype, float a, float b, float c, float d) {
 #if __CUDA_ARCH__ >= 890
   const auto kind = dtype == DType::kE4M3 ? __NV_E4M3 : __NV_E5M2;
@@ -117,7 +118,7 @@ __device__ inline std::uint32_t fp8_word(DType dtype, float a, float b, float c,
   const std::uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, kind);
   const std::uint32_t word = low | (high << 16);
   // The instruction drops the sign of a NaN.
-  if (__vcmpeq4(word & 0x7f7f7f7fU, 0x7f7f7f7fU) == 0) return word;
+  if (kNumbers || __vcmpeq4(word & 0x7f7f7f7fU, 0x7f7f7f7fU) == 0) return word;
 #endif
   const float x[4] = {a, b, c, d};
   std::uint32_t bytes = 0;
@@ -128,6 +129,12 @@ __device__ inline std::uint32_t fp8_word(DType dtype, float a, float b, float c,
     bytes |= byte << (8 * j);
   }
   return bytes;
+}
+
+// Eight numbers, none of them a NaN, as fp8.
+__device__ inline void store_fp8_numbers(DType dtype, const float (&x)[kChunk], std::byte* to) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(fp8_word<true>(dtype, x[0], x[1], x[2], x[3]),
+                                             fp8_word<true>(dtype, x[4], x[5], x[6], x[7]));
 }
 
 // Elements [i, i + 8) of a row, i a multiple of 8.

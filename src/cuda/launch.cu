@@ -9,8 +9,12 @@ __global__ void compiled_like_all() {}
 enum class Answer : int { kUnknown, kNo, kYes };
 
 Answer ask(const Gpu& gpu) {
-  constexpr int kLeast = 90;  // what dependent_launch.cuh needs
+  constexpr int kLeast = 90;           // what dependent_launch.cuh needs
+  constexpr int kLeastDriver = 12030;  // that records such launches in graphs
   if (gpu.capability() < kLeast) return Answer::kNo;
+  int driver = 0;
+  DIFFKV_CUDA_CALL(cudaDriverGetVersion(&driver));
+  if (driver < kLeastDriver) return Answer::kNo;
   cudaFuncAttributes attributes{};
   DIFFKV_CUDA_CALL(cudaFuncGetAttributes(&attributes, compiled_like_all));
   return attributes.ptxVersion >= kLeast ? Answer::kYes : Answer::kNo;

@@ -18,20 +18,19 @@ class Divider {
         // infinite or NaN scale is not in the range.
         quick_(scale > 0x1p-60F && scale < 0x1p60F) {}
 
-  // The same for several numbers at once, quicker where all are of everyday size.
+  // Divides several numbers if all are of everyday size, which none of them that is zero or a NaN
+  // is; else leaves them alone and returns false.
   template <int kCount>
-  DIFFKV_HD void all(float (&x)[kCount]) const {
+  DIFFKV_HD bool divide_usual(float (&x)[kCount]) const {
     bool usual = quick_;
     float guesses[kCount];
     for (int i = 0; i < kCount; ++i) {
       guesses[i] = x[i] * reciprocal_;
       usual = usual && is_usual(guesses[i]);
     }
-    if (usual) {
-      for (int i = 0; i < kCount; ++i) x[i] = refine(x[i], guesses[i]);
-    } else {
-      for (int i = 0; i < kCount; ++i) x[i] = (*this)(x[i]);
-    }
+    if (!usual) return false;
+    for (int i = 0; i < kCount; ++i) x[i] = refine(x[i], guesses[i]);
+    return true;
   }
 
   DIFFKV_HD float operator()(float x) const {
@@ -45,9 +44,9 @@ class Divider {
   }
 
  private:
-  // |guess| in [2^-30, 2^20).
+  // |guess| in [2^-30, 2^20). Doubling drops the sign.
   DIFFKV_HD static bool is_usual(float guess) {
-    return (core::bits_of(guess) & 0x7fffffffU) - (97U << 23) < (50U << 23);
+    return 2U * core::bits_of(guess) - (97U << 24) < (50U << 24);
   }
 
   DIFFKV_HD float refine(float x, float guess) const {

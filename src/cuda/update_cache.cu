@@ -18,9 +18,10 @@ namespace diffkv::cuda {
 namespace {
 
 constexpr int kMostThreads = 256;
-constexpr int kTokens = 4;  // of a thread at a time
+// Tokens of a thread at a time: 64 bytes of 16-bit elements or longer ones.
+constexpr int tokens_of(DType from) { return from == DType::kF32 ? 2 : 4; }
 // Resident; so that enough threads wait for memory.
-constexpr int kBlocksPerSm = 3;
+constexpr int kBlocksPerSm = 4;
 
 // K or V of this step and of the cache. Strides are in bytes.
 struct Plane {
@@ -40,7 +41,6 @@ struct Plane {
 struct UpdateParams {
   Plane planes[2];                   // K, V
   const std::int64_t* slot_mapping;  // [num_slots]
-  std::int64_t slot_stride;
   std::int64_t num_slots;
   std::int64_t capacity;  // slots of the cache
   std::int64_t block_size;
@@ -69,72 +69,84 @@ struct Column {
     column.to = plane.to + column.head * plane.to_head + element * size_of(kTo);
     return column;
   }
-};
 
-// The tokens of a thread, kTokens of them, blockDim.y apart.
-class Tokens {
- public:
-  __device__ explicit Tokens(const UpdateParams& p) : p_(p) {
-    first_ = std::int64_t{blockIdx.x} * (blockDim.y * kTokens) + threadIdx.y;
-#pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
-      const std::int64_t token = first_ + i * blockDim.y;
-      const std::int64_t slot = token < p.num_slots ? p.slot_mapping[token * p.slot_stride] : -1;
-      slots_[i] = slot < p.capacity ? slot : -1;
+  __device__ std::byte* in_slot(const UpdateParams& p, std::int64_t slot) const {
+    std::uint32_t block = 0;
+    std::uint32_t token = 0;
+    if (p.block_shift >= 0) {
+      block = static_cast<std::uint32_t>(slot >> p.block_shift);
+      token = static_cast<std::uint32_t>(slot) & static_cast<std::uint32_t>(p.block_size - 1);
+    } else {
+      block = static_cast<std::uint32_t>(slot / p.block_size);
+      token = static_cast<std::uint32_t>(slot - block * p.block_size);
     }
+    return to + block * plane->to_block + token * plane->to_token;
   }
-
-  __device__ bool skipped(int i) const { return slots_[i] < 0; }
-
-  __device__ const std::byte* from(const Column& column, int i) const {
-    return column.from + (first_ + i * blockDim.y) * column.plane->from_token;
-  }
-
-  __device__ std::byte* to(const Column& column, int i) const {
-    const std::int64_t block =
-        p_.block_shift >= 0 ? slots_[i] >> p_.block_shift : slots_[i] / p_.block_size;
-    const std::int64_t offset = slots_[i] - block * p_.block_size;
-    return column.to + block * column.plane->to_block + offset * column.plane->to_token;
-  }
-
- private:
-  const UpdateParams& p_;
-  std::int64_t first_;
-  std::int64_t slots_[kTokens];  // -1: skipped
 };
 
-// Where input and cache have one type, the bytes are copied.
+// What divide_usual leaves alone: rare, and apart from the rest, for which there are then
+// registers.
+template <DType kTo>
+__device__ __noinline__ void store_unusual(float scale, float4 low, float4 high, std::byte* to) {
+  const Divider divide(scale);
+  const float x[kChunk] = {divide(low.x),  divide(low.y),  divide(low.z),  divide(low.w),
+                           divide(high.x), divide(high.y), divide(high.z), divide(high.w)};
+  store_chunk(kTo, x, to, 0);
+}
+
+template <DType kTo>
+__device__ void store_scaled(float (&x)[kChunk], float scale, const Divider& divide,
+                             std::byte* to) {
+  if (divide.divide_usual(x)) {
+    store_fp8_numbers(kTo, x, to);
+  } else {
+    store_unusual<kTo>(scale, make_float4(x[0], x[1], x[2], x[3]),
+                       make_float4(x[4], x[5], x[6], x[7]), to);
+  }
+}
+
+// A thread has a chunk of some tokens, blockDim.y apart; long tokens are several blocks', in
+// blockIdx.y. Where input and cache have one type, the bytes are copied.
 template <DType kFrom, DType kTo>
 __global__ void __launch_bounds__(kMostThreads, kBlocksPerSm)
     update_kernel(const __grid_constant__ UpdateParams p) {
+  constexpr int kTokens = tokens_of(kFrom);
   let_next_kernel_start();
+  const auto chunk = static_cast<std::int32_t>(blockIdx.y * blockDim.x + threadIdx.x);
+  const std::int64_t first = std::int64_t{blockIdx.x} * (blockDim.y * kTokens) + threadIdx.y;
   wait_for_earlier_kernels();
-  const Tokens tokens(p);
-  // Long tokens are several blocks', in blockIdx.y.
-  const auto step = static_cast<std::int32_t>(gridDim.y * blockDim.x);
-  for (auto chunk = static_cast<std::int32_t>(blockIdx.y * blockDim.x + threadIdx.x);
-       chunk < p.chunks_per_token; chunk += step) {
-    const Column column = Column::at<kFrom, kTo>(p, chunk);
-    Chunk<static_cast<int>(size_of(kFrom))> chunks[kTokens];
+  if (chunk >= p.chunks_per_token) return;
+  const Column column = Column::at<kFrom, kTo>(p, chunk);
+  const std::int64_t step = blockDim.y * column.plane->from_token;
+  const std::byte* from = column.from + first * column.plane->from_token;
+  // Whether a token is skipped is not known yet: its bytes are on their way with its slot.
+  std::int64_t slots[kTokens];
+  Chunk<static_cast<int>(size_of(kFrom))> chunks[kTokens];
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
-      if (!tokens.skipped(i)) chunks[i].load(tokens.from(column, i));
+  for (int i = 0; i < kTokens; ++i) {
+    const std::int64_t token = first + i * blockDim.y;
+    slots[i] = -1;
+    if (token < p.num_slots) {
+      slots[i] = p.slot_mapping[token];
+      chunks[i].load(from + i * step);
     }
+  }
+  const float scale = kFrom == kTo ? 1.0F : scale_at(column.plane->scale, column.head);
+  const bool scaled = column.plane->scale.data != nullptr;
+  const Divider divide(scale);
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    if (slots[i] < 0 || slots[i] >= p.capacity) continue;
+    std::byte* to = column.in_slot(p, slots[i]);
     if constexpr (kFrom == kTo) {
-#pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
-        if (!tokens.skipped(i)) chunks[i].store(tokens.to(column, i));
-      }
+      chunks[i].store(to);
     } else {
-      const bool scaled = column.plane->scale.data != nullptr;
-      const Divider divide(scale_at(column.plane->scale, column.head));
-#pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
-        if (tokens.skipped(i)) continue;
-        float x[kChunk];
-        decode_chunk<kFrom>(chunks[i], x);
-        if (scaled) divide.all(x);
-        store_chunk(kTo, x, tokens.to(column, i), 0);
+      float x[kChunk];
+      decode_chunk<kFrom>(chunks[i], x);
+      if (is_fp8(kTo) && scaled) {
+        store_scaled<kTo>(x, scale, divide, to);
+      } else {
+        store_chunk(kTo, x, to, 0);
       }
     }
   }
@@ -197,15 +209,14 @@ void launch(UpdateParams p, bool keys, bool values, std::int64_t num_heads, cons
   p.chunks_of_keys = static_cast<std::int32_t>(of_keys);
   p.chunks_per_token = static_cast<std::int32_t>(of_keys + of_values);
   // Short tokens share a block, long ones are several blocks'.
-  constexpr std::int64_t kMostAcross = 65535;
   const std::int64_t across = (p.chunks_per_token + kMostThreads - 1) / kMostThreads;
   const std::int64_t per_token = (p.chunks_per_token + across - 1) / across;
   const std::int64_t tokens = std::max<std::int64_t>(kMostThreads / per_token, 1);
-  const std::int64_t per_block = tokens * kTokens;
-  const dim3 grid(static_cast<unsigned>((p.num_slots + per_block - 1) / per_block),
-                  static_cast<unsigned>(std::min(across, kMostAcross)));
-  const dim3 block(static_cast<unsigned>(per_token), static_cast<unsigned>(tokens));
   const Plane& plane = p.planes[keys ? 0 : 1];
+  const std::int64_t per_block = tokens * tokens_of(plane.from_dtype);
+  const dim3 grid(static_cast<unsigned>((p.num_slots + per_block - 1) / per_block),
+                  static_cast<unsigned>(across));
+  const dim3 block(static_cast<unsigned>(per_token), static_cast<unsigned>(tokens));
   launch_early(gpu, "update_cache", kernel_of(plane.from_dtype, plane.to_dtype), {grid, block},
                stream, p);
 }
@@ -221,7 +232,6 @@ void update_cache(const ConstTensorView& key, const ConstTensorView& value,
   p.planes[0] = plane_of(key, cache.key, cache.k_scale);
   p.planes[1] = plane_of(value, cache.value, cache.v_scale);
   p.slot_mapping = static_cast<const std::int64_t*>(slot_mapping.data);
-  p.slot_stride = slot_mapping.strides[0];
   p.capacity = cache.num_blocks * cache.block_size;
   p.block_size = cache.block_size;
   p.block_shift = block_shift(cache.block_size);

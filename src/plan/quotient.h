@@ -7,10 +7,11 @@
 
 namespace diffkv::plan {
 
-// a / b of numbers that are not negative, which GPUs divide faster as unsigned ones; most quotients
-// of decode are 0.
+// a / b of numbers that are not negative, which GPUs divide faster as unsigned ones; of decode most
+// quotients are 0 and many divisors 1.
 DIFFKV_HD inline std::int32_t divide(std::int32_t a, std::int32_t b) {
   if (a < b) return 0;
+  if (b == 1) return a;
   return static_cast<std::int32_t>(static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b));
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -116,7 +117,7 @@ TEST_P(CudaSteps, AGraphOfSingleQueriesHonoursNewContents) {
 // Tile classes that no query of the batch can need cost no launch.
 TEST_P(CudaSteps, OnlyWhatCanHaveWorkIsLaunched) {
   DIFFKV_NEED_GPU();
-  RigSizes sizes{.max_seqs = 9, .max_tokens = 70, .max_blocks = 300, .block_size = 16};
+  RigSizes sizes{.max_seqs = 9, .max_tokens = 70, .max_blocks = 140, .block_size = 16};
   const OwnStream stream;
   const int classes = backend().limits(GetParam().key).num_classes;
   Rig any(GetParam().key, sizes);
@@ -147,6 +148,34 @@ TEST_P(CudaSteps, LongerQueriesThanAnnouncedAreRight) {
     ASSERT_EQ(outputs.size(), expected.size());
     for (std::size_t i = 0; i < outputs.size(); ++i) ASSERT_NEAR(outputs[i], expected[i], 0.03F);
   }
+}
+
+// Kernels that start early keep the order of the stream, among themselves and with the caller's
+// work before and after a step: steps in a row have the results of steps one by one.
+TEST_P(CudaSteps, StepsKeepTheOrderOfTheirStream) {
+  DIFFKV_NEED_GPU();
+  const RigSizes sizes{.max_seqs = 9, .max_tokens = 40, .max_blocks = 100, .block_size = 16};
+  constexpr unsigned kSteps = 5;
+  const OwnStream stream;
+  std::vector<std::unique_ptr<Rig>> steps;  // for their inputs and outputs
+  for (unsigned step = 0; step < kSteps; ++step) {
+    steps.push_back(std::make_unique<Rig>(GetParam().key, sizes));
+    steps.back()->fill(step, stream.get());
+  }
+  std::vector<std::vector<float>> outputs[2];  // in a row, one by one
+  for (const bool waits : {false, true}) {
+    Rig rig(GetParam().key, sizes);
+    rig.fill(0, stream.get());
+    for (const auto& step : steps) {
+      rig.copy_inputs(*step, stream);
+      if (waits) DIFFKV_CUDA_CALL(cudaStreamSynchronize(stream.handle()));
+      rig.enqueue(stream.get());
+      if (waits) DIFFKV_CUDA_CALL(cudaStreamSynchronize(stream.handle()));
+      step->copy_outputs(rig, stream);
+    }
+    for (const auto& step : steps) outputs[waits ? 1 : 0].push_back(step->outputs(stream.get()));
+  }
+  EXPECT_TRUE(outputs[0] == outputs[1]);
 }
 
 // Two streams share nothing but the library.

@@ -141,9 +141,13 @@ TEST(CudaHost, QuotientsAreThoseOfDivisions) {
     const float expected = x / scale;
     const float quotient = Divider(scale)(x);
     float among_others[3] = {1.5F * scale, x, x};
-    Divider(scale).all(among_others);
-    ASSERT_EQ(core::float_to_e4m3(among_others[1]), core::float_to_e4m3(expected)) << x;
-    ASSERT_EQ(core::float_to_e5m2(among_others[2]), core::float_to_e5m2(expected)) << x;
+    if (Divider(scale).divide_usual(among_others)) {
+      ASSERT_FALSE(std::isnan(expected) || expected == 0.0F) << x << " / " << scale;
+      ASSERT_EQ(core::float_to_e4m3(among_others[1]), core::float_to_e4m3(expected)) << x;
+      ASSERT_EQ(core::float_to_e5m2(among_others[2]), core::float_to_e5m2(expected)) << x;
+    } else {
+      ASSERT_EQ(core::bits_of(among_others[1]), core::bits_of(x));
+    }
     ASSERT_EQ(core::float_to_e4m3(quotient), core::float_to_e4m3(expected)) << x << " / " << scale;
     ASSERT_EQ(core::float_to_e5m2(quotient), core::float_to_e5m2(expected)) << x << " / " << scale;
   };

@@ -36,6 +36,11 @@ std::vector<T> random_bits(std::mt19937& rng, std::int64_t count) {
   return numbers;
 }
 
+void copy(const Memory& to, const Memory& from, const OwnStream& stream) {
+  DIFFKV_CUDA_CALL(cudaMemcpyAsync(to.data(), from.data(), static_cast<std::size_t>(to.bytes()),
+                                   cudaMemcpyDeviceToDevice, stream.handle()));
+}
+
 }  // namespace
 
 OwnStream::OwnStream() {
@@ -143,6 +148,21 @@ void Rig::spoil_indices(unsigned seed, Stream stream) {
   upload(block_table_, pages, stream);
   upload(slot_mapping_, slots, stream);
   backend_.synchronize(kDevice, stream);
+}
+
+void Rig::copy_inputs(const Rig& from, const OwnStream& stream) {
+  copy(query_, from.query_, stream);
+  copy(new_key_, from.new_key_, stream);
+  copy(new_value_, from.new_value_, stream);
+  copy(query_start_loc_, from.query_start_loc_, stream);
+  copy(seq_lens_, from.seq_lens_, stream);
+  copy(block_table_, from.block_table_, stream);
+  copy(slot_mapping_, from.slot_mapping_, stream);
+}
+
+void Rig::copy_outputs(const Rig& from, const OwnStream& stream) {
+  copy(output_, from.output_, stream);
+  copy(lse_, from.lse_, stream);
 }
 
 Batch Rig::batch() const {

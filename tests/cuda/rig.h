@@ -56,6 +56,10 @@ class Rig {
   // Uploads new lengths, pages, slots, queries, keys and values, drawn from the seed; the cache is
   // filled anew with the first call.
   void fill(unsigned seed, Stream stream);
+  // Takes another rig's inputs of the same sizes, or its outputs and lse, in the order of the
+  // stream.
+  void copy_inputs(const Rig& from, const OwnStream& stream);
+  void copy_outputs(const Rig& from, const OwnStream& stream);
   // Overwrites every index tensor with random bits.
   void spoil_indices(unsigned seed, Stream stream);
   // update_cache, plan, attend, combine on the stream: a kernel each, of attend one a tile class.

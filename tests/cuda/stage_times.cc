@@ -1,11 +1,14 @@
-// How long the planner and update_cache take on this GPU, beside a copy of the same bytes.
+// How long the stages beside attention take on this GPU, update_cache beside a copy of the same
+// bytes; and how long the calls of all stages take on the host.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <initializer_list>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -83,6 +86,7 @@ void time_plan(const char* name, std::int64_t num_seqs, std::int32_t query_len,
   Batch batch;
   batch.num_seqs = num_seqs;
   batch.num_actual_tokens = starts.back();
+  batch.max_query_len = query_len;
   batch.query_start_loc =
       ConstTensorView(start_memory.data(), DType::kI32, {num_seqs + 1}, kDevice);
   batch.seq_lens = ConstTensorView(len_memory.data(), DType::kI32, {num_seqs}, kDevice);
@@ -143,6 +147,108 @@ void time_update(const char* name, std::int64_t tokens, DType input, DType store
              name, us, scaled, 100 * scaled / us, 1e-3 * static_cast<double>(read + written) / us);
 }
 
+// Median microseconds that a call takes on the host while the GPU is behind.
+double host_microseconds(const std::function<void()>& call) {
+  constexpr int kCalls = 100;  // fewer than launches that a stream holds before it makes one wait
+  std::vector<double> times;
+  for (int i = 0; i < kRepetitions; ++i) {
+    backend().synchronize(kDevice, {});
+    const auto begin = std::chrono::steady_clock::now();
+    for (int k = 0; k < kCalls; ++k) call();
+    const std::chrono::duration<double, std::micro> taken =
+        std::chrono::steady_clock::now() - begin;
+    times.push_back(taken.count() / kCalls);
+  }
+  backend().synchronize(kDevice, {});
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+// A planned decode step of sequences of one length, which all have their keys in one page.
+class DecodeStep {
+ public:
+  DecodeStep(std::int64_t num_seqs, std::int32_t seq_len, std::int64_t num_heads,
+             std::int64_t num_kv_heads) {
+    key_.num_heads = num_heads;
+    key_.num_kv_heads = num_kv_heads;
+    key_.head_size_qk = 192;
+    key_.head_size_v = 128;
+    KvCacheSpec spec;
+    spec.block_size = 64;
+    spec.num_kv_heads = num_kv_heads;
+    spec.head_size_qk = key_.head_size_qk;
+    spec.head_size_v = key_.head_size_v;
+    std::vector<std::int32_t> starts(static_cast<std::size_t>(num_seqs + 1));
+    std::iota(starts.begin(), starts.end(), 0);
+    const std::vector<std::int32_t> lens(static_cast<std::size_t>(num_seqs), seq_len);
+    Batch& batch = args_.batch;
+    batch.num_seqs = batch.num_actual_tokens = num_seqs;
+    batch.max_query_len = 1;
+    batch.query_start_loc = tensor(DType::kI32, {num_seqs + 1}, starts.data());
+    batch.seq_lens = tensor(DType::kI32, {num_seqs}, lens.data());
+    batch.block_table = tensor(DType::kI32, {num_seqs, (seq_len + 63) / 64});
+    args_.cache = spec.view(tensor(DType::kU8, {spec.page_stride_bytes()}).data, 1, kDevice);
+    args_.query = tensor(DType::kBF16, {num_seqs, num_heads, 192});
+    args_.output = tensor(DType::kBF16, {num_seqs, num_heads, 128});
+    maxima_ = {.max_tokens = num_seqs, .max_seqs = num_seqs, .max_seq_len = seq_len};
+    workspace_ = tensor(DType::kU8, {workspace_bytes(backend(), key_, maxima_)});
+    new_key_ = tensor(DType::kBF16, {num_seqs, num_kv_heads, 192});
+    new_value_ = tensor(DType::kBF16, {num_seqs, num_kv_heads, 128});
+    slots_ = tensor(DType::kI64, {num_seqs});
+    params_.scale = 0.07F;
+    make_plan();
+    backend().synchronize(kDevice, {});
+  }
+
+  void make_plan() { plan_ = diffkv::make_plan(backend(), key_, maxima_, args_.batch, workspace_); }
+  void update_cache() const {
+    diffkv::update_cache(backend(), new_key_, new_value_, args_.cache, slots_);
+  }
+  void attend() const { diffkv::attend(backend(), params_, args_, plan_); }
+  void combine(Stream stream) const { backend().combine(params_, args_, plan_, stream); }
+
+ private:
+  // Zeros where no values are given.
+  TensorView tensor(DType dtype, std::initializer_list<std::int64_t> shape,
+                    const void* values = nullptr) {
+    TensorView view(nullptr, dtype, shape, kDevice);
+    const Memory& memory = memory_.emplace_back(backend(), view.numel() * size_of(dtype));
+    view.data = memory.data();
+    if (values == nullptr) {
+      memory.fill(0);
+    } else {
+      memory.upload(values, memory.bytes());
+    }
+    return view;
+  }
+
+  std::vector<Memory> memory_;
+  PlanKey key_;
+  PlanMaxima maxima_;
+  AttendArgs args_;
+  AttentionParams params_;
+  TensorView workspace_, new_key_, new_value_, slots_;
+  Plan plan_;
+};
+
+// The partials are zeros; what is merged makes no difference to the time.
+void time_combine(const char* name, std::int64_t num_seqs, std::int32_t seq_len,
+                  std::int64_t num_heads, std::int64_t num_kv_heads) {
+  const DecodeStep step(num_seqs, seq_len, num_heads, num_kv_heads);
+  const double us = microseconds([&](int, Stream stream) { step.combine(stream); });
+  fmt::print("combine       {:34} {:8.2f} us\n", name, us);
+}
+
+void time_host() {
+  DecodeStep step(8, 256, 64, 4);
+  const auto print = [](const char* name, double us) {
+    fmt::print("host          {:34} {:8.2f} us\n", name, us);
+  };
+  print("attend and combine", host_microseconds([&] { step.attend(); }));
+  print("plan", host_microseconds([&] { step.make_plan(); }));
+  print("update_cache", host_microseconds([&] { step.update_cache(); }));
+}
+
 int run() {
   if (!backend().available()) {
     fmt::print("no GPU: {}\n", backend().available().reason);
@@ -159,6 +265,11 @@ int run() {
   time_plan("64 x 4 tokens", 64, 4, 16384, kBalanced);
   time_plan("1 prefill of 16384", 1, 16384, 16384, kBalanced);
   time_plan("4 prefills of 4096", 4, 4096, 4096, kBalanced);
+  time_combine("1 x 131072, 64/4 heads", 1, 131072, 64, 4);
+  time_combine("8 x 32768, 16/1 heads", 8, 32768, 16, 1);
+  time_combine("64 x 8192, 64/4 heads", 64, 8192, 64, 4);
+  time_combine("512 x 1024, 64/4 heads: few cuts", 512, 1024, 64, 4);
+  time_host();
   time_update("1 x 4/4 heads, 256 tokens, bf16", 256, DType::kBF16, DType::kBF16);
   time_update("8192 tokens bf16", 8192, DType::kBF16, DType::kBF16);
   time_update("32768 tokens bf16", 32768, DType::kBF16, DType::kBF16);

@@ -68,7 +68,9 @@ struct Planned {
     const int num_seqs = uniform(rng, 0, 6);
     for (int s = 0; s < num_seqs; ++s) {
       const int query_len = uniform(rng, 0, 3) == 0 ? uniform(rng, 0, 90) : uniform(rng, 0, 3);
-      const int seq_len = uniform(rng, 0, 4) == 0 ? uniform(rng, 0, 5) : uniform(rng, 0, 9000);
+      // Short ones have fewer blocks than workers.
+      constexpr int kLongest[] = {5, 90, 9000, 9000, 9000};
+      const int seq_len = uniform(rng, 0, kLongest[uniform(rng, 0, 4)]);
       query_start_loc.push_back(query_start_loc.back() + query_len);
       seq_lens.push_back(seq_len);
       prefix_lens.push_back(uniform(rng, 0, seq_len + 5));
@@ -222,6 +224,19 @@ TEST_P(ScheduleTest, WalksEveryBlockOnce) {
       expected_tiles += static_cast<std::size_t>(tiles.count());
     }
     EXPECT_EQ(num_blocks.size(), expected_tiles);
+  });
+}
+
+TEST_P(ScheduleTest, SharesStartInSequencesThatHaveWork) {
+  on_random_batches([](const Planned& planned, const ScheduleView& view) {
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int share = 0; share <= num_shares(planned.limits.classes[c]); ++share) {
+        const int seq = planned.tables.starts[c][share].seq;
+        if (seq == view.num_seqs) continue;
+        const SeqTiles tiles = seq_tiles(view, seq_mask(view, seq).query_len);
+        EXPECT_TRUE(tiles.tile_class == c && tiles.count() > 0) << "share " << share;
+      }
+    }
   });
 }
 
