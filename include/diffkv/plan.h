@@ -114,14 +114,6 @@ struct alignas(16) FirstPiece {
   std::int32_t unused[3] = {};
 };
 
-// How far the merge of a cut tile is, for kernels whose blocks merge tiles themselves.
-struct alignas(8) MergeProgress {
-  static constexpr std::int32_t kNotReady = 1 << 30;
-
-  std::int32_t blocks = 0;           // whose partials are there
-  std::int32_t claimed = kNotReady;  // rows that somebody merges, once all partials are there
-};
-
 // The plan in memory, host or device: prefix sums per sequence, one start and one first piece per
 // share.
 struct PlanTables {
@@ -136,7 +128,9 @@ struct PlanTables {
   std::array<std::int64_t*, kMaxTileClasses> cost_before{};  // [num_seqs + 1]
   std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers / head_lanes + 1]
   std::array<FirstPiece*, kMaxTileClasses> first_pieces{};   // [workers / head_lanes]
-  std::array<MergeProgress*, kMaxTileClasses> merges{};      // [workers], of the tile each starts
+  // [workers]: of the tile that a worker starts and does not end, the blocks whose partials are
+  // there, for kernels whose blocks merge tiles themselves; 0 before and after an attend.
+  std::array<std::int32_t*, kMaxTileClasses> blocks_done{};
   std::array<std::int32_t, kMaxTileClasses> first_slot{};    // each class has slots of its own
   std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first

@@ -44,7 +44,7 @@ struct Planned {
   std::vector<std::int64_t> cost_before[kMaxTileClasses];
   std::vector<WorkStart> starts[kMaxTileClasses];
   std::vector<detail::FirstPiece> first_pieces[kMaxTileClasses];
-  std::vector<detail::MergeProgress> merges[kMaxTileClasses];
+  std::vector<std::int32_t> blocks_done[kMaxTileClasses];
   PlanTables tables;
 
   explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
@@ -131,8 +131,8 @@ struct Planned {
       tables.starts[c] = starts[c].data();
       first_pieces[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
       tables.first_pieces[c] = first_pieces[c].data();
-      merges[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
-      tables.merges[c] = merges[c].data();
+      blocks_done[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
+      tables.blocks_done[c] = blocks_done[c].data();
       tables.first_slot[c] = tables.num_slots;
       tables.num_slots += 2 * limits.classes[c].workers;
     }

@@ -39,10 +39,6 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};
   }
   let_next_kernel_start();
-  if constexpr (Rehearsal<T>::kPays) {
-    if (threadIdx.x < T::Grid::kRows) shared.no_piece->output_at[threadIdx.x] = -1;
-    if (threadIdx.x == 0) shared.no_piece->slot = -1;
-  }
   if (params.head_size_qk < T::kHeadSizeQk || params.head_size_v < T::kHeadSizeV) {
     // Columns past the true sizes are never copied to; they must not hold NaN.
     const SharedLayout<T> layout(depth);
@@ -60,18 +56,9 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
   } else {
     if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
-    const auto run = [&](bool rehearsal) {
-      Consumer<T>(params, shared, depth).run(rehearsal);
-      if (params.schedule.policy == SchedulePolicy::kBalanced) {
-        TileMerge<T>(params, shared, tile_class).run(rehearsal);
-      }
-    };
-    if constexpr (Rehearsal<T>::kPays) {
-      // One loop, so that both passes run the same instructions.
-#pragma unroll 1
-      for (std::int32_t pass = ptx::opaque(0); pass < 2; ++pass) run(pass == 0);
-    } else {
-      run(false);
+    Consumer<T>(params, shared, depth).run();
+    if (params.schedule.policy == SchedulePolicy::kBalanced) {
+      TileMerge<T>(params, shared.cut_pieces, tile_class).run();
     }
   }
 }

@@ -35,26 +35,20 @@ class Consumer {
         key_warp_(warp_ % Grid::kKeyWarps),
         always_ruled_(params.soft_cap > 0.0F || params.alibi_slopes.data != nullptr) {}
 
-  __device__ void run(bool rehearsal) {
+  __device__ void run() {
     for (;;) {
-      if (!rehearsal) {
-        StageInfo block = next_block();
-        if ((block.flags & kNoMoreWork) != 0) return;
-        start_piece();
-        for (;;) {
-          run_block(block);
-          __syncwarp();
-          if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice());
-          stage_.advance(depth_.stages);
-          if ((block.flags & kLastOfPiece) != 0) break;
-          block = next_block();
-        }
+      StageInfo block = next_block();
+      if ((block.flags & kNoMoreWork) != 0) return;
+      start_piece();
+      for (;;) {
+        run_block(block);
+        __syncwarp();
+        if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice());
+        stage_.advance(depth_.stages);
+        if ((block.flags & kLastOfPiece) != 0) break;
+        block = next_block();
       }
-      finish_piece(rehearsal ? *shared_.no_piece : piece());
-      if (rehearsal) return;
-      __syncwarp();
-      if (lane_ == 0) ptx::arrive(shared_.query_empty + query_.index);
-      query_.advance(depth_.query_buffers);
+      finish_piece();
     }
   }
 
@@ -394,8 +388,8 @@ class Consumer {
     return __bfloat162float(__float2bfloat16_rn(x));
   }
 
-  __device__ void finish_piece(const typename Shared<T>::Piece& ending) {
-    const Finish<T> finish(params_, shared_, ending);
+  __device__ void finish_piece() {
+    const Finish<T> finish(params_, shared_, piece());
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       finish.put_states(states_[m], first_row_ + m * kMmaRows);
@@ -405,6 +399,9 @@ class Consumer {
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       finish.write(states_[m], sums_[m], first_row_ + m * kMmaRows);
     }
+    __syncwarp();
+    if (lane_ == 0) ptx::arrive(shared_.query_empty + query_.index);
+    query_.advance(depth_.query_buffers);
   }
 
   const AttendKernelParams& params_;

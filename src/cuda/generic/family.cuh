@@ -120,6 +120,9 @@ struct Family {
       limits.classes[c].tile_cost = 1;
       limits.classes[c].head_lanes = head_lanes(key, limits.classes[c].workers);
     }
+    // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
+    limits.classes[kDecode].invariant_max_pieces =
+        std::clamp(256 / static_cast<std::int32_t>(key.num_kv_heads), 16, 64);
     // Its start and end, queries and results of many rows, take as long as 8 blocks.
     limits.classes[kPrefill].tile_cost = 8;
     // Its partials are wide: fewer of them.

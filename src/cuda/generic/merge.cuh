@@ -25,73 +25,55 @@ class TileMerge {
  public:
   using Grid = typename T::Grid;
 
-  __device__ TileMerge(const AttendKernelParams& params, const Shared<T>& shared,
+  __device__ TileMerge(const AttendKernelParams& params, CutPiece* cut_pieces,
                        std::int32_t tile_class)
       : params_(params),
-        cut_pieces_(shared.cut_pieces),
+        cut_pieces_(cut_pieces),
         tile_class_(tile_class),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp) {}
 
-  // All consumer warps, when they have written everything. A rehearsal writes nothing.
-  __device__ void run(bool rehearsal) const {
+  // All consumer warps, when they have written everything.
+  __device__ void run() const {
+    // The first parts' slots are on their way while the writes end.
+    std::int32_t slots[2];
+    bool inside[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      slots[i] = slot_of_part(cut_pieces_[i], lane_, inside[i]);
+    }
     __threadfence();
     Finish<T>::sync();
-    if (!rehearsal && threadIdx.x < 2) arrive(cut_pieces_[threadIdx.x]);
+    if (threadIdx.x < 2) arrive(cut_pieces_[threadIdx.x]);
+    Finish<T>::sync();
+    __threadfence();
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       const CutPiece& piece = cut_pieces_[i];
-      if (!rehearsal && (piece.blocks == 0 || !ready(piece))) continue;
+      if (piece.blocks == 0) continue;
 #pragma unroll 1
-      for (;;) {
-        std::int32_t row = 0;
-        if (!rehearsal && lane_ == 0) row = atomicAdd(&progress(piece).claimed, 1);
-        row = __shfl_sync(kAllLanes, row, 0);
-        if (!rehearsal && row >= piece.num_rows) break;
-        merge_row(piece, row, !rehearsal);
-        if (rehearsal) return;
+      for (std::int32_t row = warp_ * kRows; row < piece.num_rows;
+           row += Grid::kConsumers * kRows) {
+        merge_rows(piece, row, i == 0 ? slots[0] : slots[1], i == 0 ? inside[0] : inside[1]);
       }
     }
   }
 
  private:
+  static constexpr int kRows = 4;     // that a warp merges at a time
   static constexpr int kColumns = 4;  // neighbouring ones of a lane
   static constexpr int kVectors = (T::kHeadSizeV + kWarp * kColumns - 1) / (kWarp * kColumns);
-  static constexpr int kBatch = kVectors == 1 ? 8 : 4;  // parts that are loaded at a time
-  // How long a block waits for the others of its tile, to help them: whoever is last merges what
-  // nobody else did.
-  static constexpr long long kPatience = 30'000;  // cycles
+  static constexpr int kBatch = kVectors == 1 ? 4 : 2;  // parts that are loaded at a time
 
-  __device__ detail::MergeProgress& progress(const CutPiece& piece) const {
-    return params_.schedule.tables.merges[tile_class_][piece.first_worker];
-  }
-
-  __device__ void arrive(const CutPiece& piece) const {
+  // Leaves a piece whose tile has others still to come to their blocks.
+  __device__ void arrive(CutPiece& piece) const {
     if (piece.blocks == 0) return;
-    detail::MergeProgress& all = progress(piece);
-    // The rows of the attend before this one are claimed until the tile's first piece is there.
-    if (piece.first) {
-      atomicExch(&all.claimed, detail::MergeProgress::kNotReady);
-      __threadfence();
+    std::int32_t* done = params_.schedule.tables.blocks_done[tile_class_] + piece.first_worker;
+    if (atomicAdd(done, piece.blocks) + piece.blocks < piece.blocks_of_tile) {
+      piece.blocks = 0;
+    } else {
+      *done = 0;
     }
-    if (atomicAdd(&all.blocks, piece.blocks) + piece.blocks < piece.blocks_of_tile) return;
-    atomicExch(&all.blocks, 0);
-    __threadfence();
-    atomicExch(&all.claimed, 0);
-  }
-
-  // Whether the tile's partials are all there; waits a little.
-  __device__ bool ready(const CutPiece& piece) const {
-    const volatile std::int32_t& claimed = progress(piece).claimed;
-    const long long start = clock64();
-    bool is_ready = claimed < detail::MergeProgress::kNotReady;
-    while (!is_ready && clock64() - start < kPatience) {
-      __nanosleep(100);
-      is_ready = claimed < detail::MergeProgress::kNotReady;
-    }
-    is_ready = __any_sync(kAllLanes, is_ready);
-    __threadfence();
-    return is_ready;
   }
 
   // The partial of part `part`, or -1: 0 is the first share's, each share that starts inside the
@@ -114,61 +96,96 @@ class TileMerge {
     return inside && plan::before(start, stop) ? slot : -1;
   }
 
-  __device__ void merge_row(const CutPiece& piece, std::int32_t row, bool writes) const {
+  // `slot` and `inside`: of part `lane_`.
+  __device__ void merge_rows(const CutPiece& piece, std::int32_t row, std::int32_t slot,
+                             bool inside) const {
     const detail::PlanTables& tables = params_.schedule.tables;
-    core::SoftmaxState state;
-    float4 acc[kVectors] = {};
-    bool more = true;
+    core::SoftmaxState state[kRows];
+    float4 acc[kRows][kVectors] = {};
 #pragma unroll 1
-    for (std::int32_t first = 0; more; first += kWarp) {
+    for (std::int32_t first = 0;;) {
       // Lane i knows part first + i.
-      bool inside = false;
-      const std::int32_t slot = slot_of_part(piece, first + lane_, inside);
-      more = __all_sync(kAllLanes, inside);
       const std::uint32_t parts = __ballot_sync(kAllLanes, slot >= 0);
       const std::int64_t at = plan::partial_row(
           params_.schedule, tile_class_, slot >= 0 ? slot : tables.first_slot[tile_class_], row);
-      core::SoftmaxState own;
-      if (slot >= 0) {
-        own.max = __ldcg(tables.partial_max + at);
-        own.sum = __ldcg(tables.partial_sum + at);
+      core::SoftmaxState own[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (slot < 0) continue;
+        own[r].max = __ldcg(tables.partial_max + at + r);
+        own[r].sum = __ldcg(tables.partial_sum + at + r);
       }
-      float4 rows[kBatch][kVectors];
+      float4 rows[kBatch][kRows][kVectors];
       const auto load = [&](std::int32_t part) {
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
           const std::int64_t from = __shfl_sync(kAllLanes, at, part + j);
           const float* data = tables.partial_acc + from * tables.partial_stride;
 #pragma unroll
-          for (int v = 0; v < kVectors; ++v) {
-            const std::int32_t column = (v * kWarp + lane_) * kColumns;
-            if (column >= params_.head_size_v || (parts >> (part + j) & 1U) == 0) continue;
-            rows[j][v] = __ldcg(reinterpret_cast<const float4*>(data + column));
+          for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+            for (int v = 0; v < kVectors; ++v) {
+              const std::int32_t column = (v * kWarp + lane_) * kColumns;
+              if (column >= params_.head_size_v || (parts >> (part + j) & 1U) == 0) continue;
+              rows[j][r][v] = __ldcg(
+                  reinterpret_cast<const float4*>(data + r * tables.partial_stride + column));
+            }
           }
         }
       };
       load(0);
-      const float max = fmaxf(state.max, warp_max(own.max));
-      const float weight = core::exp_difference(own.max, max);
-      float keep = core::exp_difference(state.max, max);
-      // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
-      const float added = warp_sum(isnan(own.sum) ? own.sum : own.sum * weight);
-      state = {max, (isnan(state.sum) ? state.sum : state.sum * keep) + added};
+      float weight[kRows];
+      float keep[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        core::SoftmaxState& all = state[r];
+        const float max = fmaxf(all.max, warp_max(own[r].max));
+        weight[r] = core::exp_difference(own[r].max, max);
+        keep[r] = core::exp_difference(all.max, max);
+        // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
+        const float sum = own[r].sum;
+        const float added = warp_sum(isnan(sum) ? sum : sum * weight[r]);
+        all = {max, (isnan(all.sum) ? all.sum : all.sum * keep[r]) + added};
+      }
       const std::int32_t end = kWarp - __clz(static_cast<int>(parts));
 #pragma unroll 1
       for (std::int32_t part = 0; part < end; part += kBatch) {
         if (part > 0) load(part);
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
-          const float add = __shfl_sync(kAllLanes, weight, part + j);
-          if ((parts >> (part + j) & 1U) == 0) continue;
+          const bool there = (parts >> (part + j) & 1U) != 0;
 #pragma unroll
-          for (int v = 0; v < kVectors; ++v) scale_and_add(acc[v], keep, add, rows[j][v]);
-          keep = 1.0F;
+          for (int r = 0; r < kRows; ++r) {
+            const float add = __shfl_sync(kAllLanes, weight[r], part + j);
+            if (!there) continue;
+#pragma unroll
+            for (int v = 0; v < kVectors; ++v) {
+              scale_and_add(acc[r][v], keep[r], add, rows[j][r][v]);
+            }
+            keep[r] = 1.0F;
+          }
         }
       }
+      if (!__all_sync(kAllLanes, inside)) break;
+      first += kWarp;
+      slot = slot_of_part(piece, first + lane_, inside);
     }
-    if (writes) write_row(piece, row, state, acc);
+#pragma unroll 1
+    for (int r = 0; r < kRows; ++r) {
+      // Of row r by selection, so that the loop need not be unrolled.
+      core::SoftmaxState own = state[0];
+      float4 sums[kVectors];
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) sums[v] = acc[0][v];
+#pragma unroll
+      for (int k = 1; k < kRows; ++k) {
+        if (k != r) continue;
+        own = state[k];
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) sums[v] = acc[k][v];
+      }
+      if (row + r < piece.num_rows) write_row(piece, row + r, own, sums);
+    }
   }
 
   __device__ void write_row(const CutPiece& piece, std::int32_t row,

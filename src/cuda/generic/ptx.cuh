@@ -204,12 +204,6 @@ __device__ inline float exp2(float x) {
   return y;
 }
 
-// The same number, but the compiler does not know it.
-__device__ inline std::int32_t opaque(std::int32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 // Two floats as T in one register, `low` in the lower half.
 template <class T>
 __device__ inline std::uint32_t pack(float low, float high);

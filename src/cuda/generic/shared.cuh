@@ -29,7 +29,6 @@ struct Shared {
     query_full = stage_empty + SharedLayout<T>::kSlices;
     query_empty = query_full + kMaxQueryBuffers;
     cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
-    no_piece = reinterpret_cast<Piece*>(base + layout.no_piece);
   }
 
   std::byte* stages;       // [stages, boxes of a block, kBoxBytes], see chunk_at()
@@ -44,7 +43,6 @@ struct Shared {
   ptx::Barrier* stage_empty;
   ptx::Barrier* query_full;
   ptx::Barrier* query_empty;
-  Piece* no_piece;       // for the rehearsal
   CutPiece* cut_pieces;  // [2]: one that the share starts with, one that it ends with
 };
 

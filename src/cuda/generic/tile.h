@@ -134,7 +134,6 @@ struct alignas(16) CutPiece {
   std::int32_t kv_head;
   std::int32_t first_row;
   std::int32_t num_rows;
-  bool first;  // of the tile
 };
 
 enum StageFlags : std::int32_t { kLastOfPiece = 1, kNoMoreWork = 2 };
@@ -147,8 +146,8 @@ struct StageInfo {
   std::int32_t flags;
 };
 
-// Before the first keys are there, the consumers go once through the instructions of a piece's end
-// and of a tile's merge, on a piece without rows. Later, with the memory busy, each 128 bytes of
+// Before the first keys are there, the consumers go once through the instructions of a piece's
+// start and end, for a piece without rows. Later, with the memory busy, each 128 bytes of
 // instructions would wait in the same queue as keys and values: tens of microseconds in all.
 template <class T>
 struct Rehearsal {
@@ -169,8 +168,7 @@ struct SharedLayout {
         stage_infos(row_sum + kRowFloats),
         barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
         cut_pieces(barriers + (2 * kSlices + 2 * kMaxQueryBuffers) * 8),
-        no_piece(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))),
-        bytes(no_piece + (Rehearsal<T>::kPays ? static_cast<int>(sizeof(Piece)) : 0)) {}
+        bytes(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))) {}
 
   static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
@@ -183,7 +181,6 @@ struct SharedLayout {
   int stage_infos;
   int barriers;
   int cut_pieces;
-  int no_piece;
   int bytes;
 };
 
