@@ -31,6 +31,9 @@ constexpr std::int32_t kSharesPerThread = 4;
 // of arithmetic, a prefill tile about nineteen.
 constexpr std::int32_t kDecodeBlockCost = 4;
 constexpr std::int32_t kPrefillBlockCost = 20;
+// A share's first block finds nothing fetched, and its partials are written and merged: about one
+// and a half blocks more. With eight shares of 8 blocks a decode of 64 took 0.74 ms, with two 0.63.
+constexpr std::int32_t kLeastShareBlocks = 32;
 // Threads among which the heads of a share's cut tiles are dealt out for merging.
 constexpr std::int32_t kCombineParts = 4;
 
@@ -81,6 +84,7 @@ class CpuBackend final : public Backend {
     decode.max_seq_rows = kDecodeRows;
     decode.block_cost = kDecodeBlockCost;
     decode.tile_cost = kDecodeBlockCost;
+    decode.least_share_cost = kLeastShareBlocks * kDecodeBlockCost;
     TileClass& prefill = limits.classes[1];
     prefill.tile_rows = kPrefillRows;
     prefill.block_cost = kPrefillBlockCost;

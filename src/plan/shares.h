@@ -178,9 +178,20 @@ DIFFKV_HD inline WorkStart locate(const ScheduleView& view, std::int32_t tile_cl
   return at;
 }
 
-// Shares that a line of work is cut into.
+// Shares that a line of work is cut into at most.
 DIFFKV_HD inline std::int32_t num_shares(const TileClass& cls) {
   return cls.workers / cls.head_lanes;
+}
+
+// Shares that a line of so much work is cut into; the others are empty.
+DIFFKV_HD inline std::int64_t shares_of(const ScheduleLimits& limits, const TileClass& cls,
+                                        std::int64_t cost) {
+  const std::int64_t most = num_shares(cls);
+  if (cls.least_share_cost == 0) return most;
+  const std::int64_t least = quotient(limits.threads + cls.head_lanes - 1, cls.head_lanes);
+  const std::int64_t wanted = quotient(cost, cls.least_share_cost);
+  const std::int64_t shares = wanted > least ? wanted : least;
+  return shares < most ? shares : most;
 }
 
 // Where a line's share starts, once cost_before is filled.
@@ -189,7 +200,7 @@ DIFFKV_HD inline WorkStart share_start(const ScheduleView& view, std::int32_t ti
   const TileClass& cls = view.limits.classes[tile_class];
   const std::int64_t total =
       quotient(view.tables.cost_before[tile_class][view.num_seqs], cls.head_lanes);
-  const std::int64_t shares = num_shares(cls);
+  const std::int64_t shares = shares_of(view.limits, cls, total);
   const std::int64_t share = quotient(total, shares);
   // total / shares * index without overflow.
   const std::int64_t target = share * index + quotient((total - share * shares) * index, shares);
