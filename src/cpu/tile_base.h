@@ -169,7 +169,7 @@ struct WideBlock {
   float* scores;           // [kBlockKeys, rows of a group]
   std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities
   float* keep;             // [rows of a group]
-  float* row;              // one row of queries or values
+  float* rows;             // four rows of queries or values
 
   WideBlock(core::Layout& take, std::int64_t group_width, std::int64_t head_size_qk,
             std::int64_t head_size_v)
@@ -178,7 +178,7 @@ struct WideBlock {
         scores(take.take<float>(kBlockKeys * group_width)),
         weights(take.take<std::uint32_t>(kBlockKeys / 2 * group_width)),
         keep(take.take<float>(group_width)),
-        row(take.take<float>(std::max(head_size_qk, head_size_v))) {}
+        rows(take.take<float>(4 * std::max(head_size_qk, head_size_v))) {}
 };
 
 // A narrow tile's memory over all its blocks; head sizes are padded to whole vectors.

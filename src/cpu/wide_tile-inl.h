@@ -36,12 +36,15 @@ class Fp32Products {
  public:
   Fp32Products(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
 
-  // One query row, times `scale`, to every `stride`-th element of `to`.
-  void load_query(const std::byte* query, float scale, float* to, std::int64_t stride) const {
-    const std::int64_t n = args_.cache.head_size_qk;
+  // 32-bit words of a query row.
+  std::int64_t query_words() const { return args_.cache.head_size_qk; }
+
+  // One query row, times `scale`.
+  void load_query(const std::byte* query, float scale, float* to) const {
+    const std::int64_t n = query_words();
     with_dtype(args_.query.dtype,
-               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, own_.row); });
-    for (std::int64_t i = 0; i < n; ++i) to[i * stride] = own_.row[i] * scale;
+               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, to); });
+    for (std::int64_t i = 0; i < n; ++i) to[i] *= scale;
   }
 
   // Converts a block. Returns whether every value is finite.
@@ -111,9 +114,10 @@ class Bf16Products {
  public:
   Bf16Products(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
 
-  void load_query(const std::byte* query, float /*scale*/, float* to, std::int64_t stride) const {
-    const std::int64_t pairs = args_.cache.head_size_qk / 2;  // before stores that may alias it
-    for (std::int64_t i = 0; i < pairs; ++i) std::memcpy(to + i * stride, query + 4 * i, 4);
+  std::int64_t query_words() const { return args_.cache.head_size_qk / 2; }
+
+  void load_query(const std::byte* query, float /*scale*/, float* to) const {
+    std::memcpy(to, query, static_cast<std::size_t>(4 * query_words()));
   }
 
   bool load(const BlockRows& rows) const {
@@ -219,12 +223,16 @@ class WideTile : public TileBase {
     const float* max = folded_any_ ? own_.folded_max : own_.max;
     const float* sum = folded_any_ ? own_.folded_sum : own_.sum;
     const std::int64_t head_size = args_.cache.head_size_v;
-    for (std::int64_t row = 0; row < num_rows(); ++row) {
+    for (std::int64_t row = 0; row < num_rows(); row += kRowsTurned) {
       const std::int64_t group = row / kGroupWidth * kGroupWidth;
       const std::int64_t stride = std::min(width_ - group, kGroupWidth);
       const float* from = sums + group * head_size + (row - group);
-      for (std::int64_t c = 0; c < head_size; ++c) block_.row[c] = from[c * stride];
-      finish_row(row, {max[row], sum[row]}, block_.row);
+      for (std::int64_t c = 0; c < head_size; c += kRowsTurned) {
+        turn_block(from + c * stride, stride, block_.rows + c, head_size);
+      }
+      for (std::int64_t i = 0; i < std::min(kRowsTurned, num_rows() - row); ++i) {
+        finish_row(row + i, {max[row + i], sum[row + i]}, block_.rows + i * head_size);
+      }
     }
   }
 
@@ -265,13 +273,23 @@ class WideTile : public TileBase {
   }
 
   void load_rows() {
-    const std::int64_t head_size = args_.cache.head_size_qk;
-    std::fill_n(own_.query, width_ * head_size, 0.0F);
+    const std::int64_t words = products_.query_words();
     clear();
-    for (std::int64_t row = 0; row < num_rows(); ++row) {
+    for (std::int64_t row = 0; row < width_; row += kRowsTurned) {
+      for (std::int64_t i = 0; i < kRowsTurned; ++i) {
+        float* to = block_.rows + i * words;
+        if (row + i < num_rows()) {
+          products_.load_query(query_of(row + i), scale_, to);
+        } else {
+          std::fill_n(to, words, 0.0F);
+        }
+      }
       const std::int64_t group = row / kGroupWidth * kGroupWidth;
-      products_.load_query(query_of(row), scale_, own_.query + group * head_size + (row - group),
-                           std::min(width_ - group, kGroupWidth));
+      const std::int64_t stride = std::min(width_ - group, kGroupWidth);
+      float* query = own_.query + group * args_.cache.head_size_qk + (row - group);
+      for (std::int64_t c = 0; c < words; c += kRowsTurned) {
+        turn_block(block_.rows + c, words, query + c * stride, stride);
+      }
     }
   }
 
