@@ -33,6 +33,8 @@ struct TileClass {
   std::int32_t block_cost = 1;        // cost of one block of keys of a tile
   std::int32_t least_cut = 4;         // no piece of a cut tile has fewer blocks
   std::int32_t uncut_per_share = 16;  // a tile cheaper than 1 / this of a share is never cut
+  // Shares cheaper than this are made only while there are fewer than threads; 0: no such limit.
+  std::int32_t least_share_cost = 0;
   // kBatchInvariant cuts only sequences of at most so many tiles a head, each in at most so many
   // pieces (S_max).
   std::int32_t invariant_max_tiles = 1;

@@ -41,26 +41,24 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, std::byte* scra
   each([&](std::optional<Tile>& tile) {
     tile.emplace(call, piece, &tile - heads.data(), block, take);
   });
-  if (piece.begin_block < piece.end_block) {
-    each([&](std::optional<Tile>& tile) {
-      tile->look_ahead(piece.begin_block);
-      tile->step();
-    });
-  }
+  const auto find = [&](std::int32_t v) {
+    if (v >= piece.end_block) return;
+    heads[0]->find(v);
+    for (std::int32_t h = 1; h < piece.tile.num_heads; ++h) heads[h]->find_as(*heads[0], v);
+  };
+  find(piece.begin_block);
   for (std::int32_t v = piece.begin_block; v < piece.end_block; ++v) {
     const bool folds = v > piece.begin_block && (v - piece.begin_block) % kFoldBlocks == 0;
-    const bool more = v + 1 < piece.end_block;
-    if (more) each([&](std::optional<Tile>& tile) { tile->look_ahead(v + 1); });
+    find(v + 1);
     each([&](std::optional<Tile>& tile) {
       if (folds) tile->fold();
       Fetch fetch;
-      if (more) {
-        fetch = fetch_of(cache, heads[0]->next(), tile->next(), &tile - heads.data(),
+      if (v + 1 < piece.end_block) {
+        fetch = fetch_of(cache, heads[0]->rows(v + 1), tile->rows(v + 1), &tile - heads.data(),
                          piece.tile.num_heads);
       }
-      tile->run_block(fetch);
+      tile->run_block(tile->rows(v), fetch);
     });
-    if (more) each([](std::optional<Tile>& tile) { tile->step(); });
   }
   each([](std::optional<Tile>& tile) { tile->finish(); });
 }

@@ -31,6 +31,11 @@ constexpr std::int32_t kSharesPerThread = 4;
 // of arithmetic, a prefill tile about nineteen.
 constexpr std::int32_t kDecodeBlockCost = 4;
 constexpr std::int32_t kPrefillBlockCost = 20;
+// A share's first block finds nothing fetched, and its partials are written and merged: about one
+// and a half blocks more. With eight shares of 8 blocks a decode of 64 took 0.74 ms, with two 0.63.
+constexpr std::int32_t kLeastShareBlocks = 32;
+// Threads among which the heads of a share's cut tiles are dealt out for merging.
+constexpr std::int32_t kCombineParts = 4;
 
 class CpuBackend final : public Backend {
  public:
@@ -79,6 +84,7 @@ class CpuBackend final : public Backend {
     decode.max_seq_rows = kDecodeRows;
     decode.block_cost = kDecodeBlockCost;
     decode.tile_cost = kDecodeBlockCost;
+    decode.least_share_cost = kLeastShareBlocks * kDecodeBlockCost;
     TileClass& prefill = limits.classes[1];
     prefill.tile_rows = kPrefillRows;
     prefill.block_cost = kPrefillBlockCost;
@@ -146,13 +152,21 @@ class CpuBackend final : public Backend {
 
   void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream /*stream*/) const override {
-    for_each_share(params, args, plan, attend_share);
+    for_each_share(
+        params, args, plan, 1,
+        [](const AttendCall& call, std::int32_t cls, std::int32_t worker, std::int32_t /*part*/,
+           std::byte* scratch) { attend_share(call, cls, worker, scratch); });
   }
 
   void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                Stream /*stream*/) const override {
     if (plan::cuts_tiles(plan.limits(), plan.key().policy, plan.tables())) {
-      for_each_share(params, args, plan, combine_share);
+      // One long sequence may be a single tile of many heads.
+      const std::int32_t parts = std::min(plan.limits().threads, kCombineParts);
+      for_each_share(
+          params, args, plan, parts,
+          [&](const AttendCall& call, std::int32_t cls, std::int32_t worker, std::int32_t part,
+              std::byte* scratch) { combine_share(call, cls, worker, part, parts, scratch); });
     }
   }
 
@@ -183,10 +197,10 @@ class CpuBackend final : public Backend {
   // Rows below which threads cost more than they save.
   static constexpr std::int64_t kRowsForThreads = 64;
 
-  // Runs every worker's share of every class on the plan's threads.
+  // Runs `parts` of every worker's share of every class on the plan's threads.
   template <class Fn>
   static void for_each_share(const AttentionParams& params, const AttendArgs& args,
-                             const Plan& plan, Fn&& fn) {
+                             const Plan& plan, std::int32_t parts, Fn&& fn) {
     const ScheduleLimits& limits = plan.limits();
     const PlanKey& key = plan.key();
     const AttendCall call{&params, &args,
@@ -196,11 +210,12 @@ class CpuBackend final : public Backend {
     std::int32_t shares = 0;
     for (std::int32_t c = 0; c < limits.num_classes; ++c) shares += limits.classes[c].workers;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(limits.threads)
-    for (std::int32_t share = 0; share < shares; ++share) {
-      std::int32_t worker = share;
+    for (std::int32_t i = 0; i < shares * parts; ++i) {
+      std::int32_t worker = i / parts;
       std::int32_t cls = 0;
       while (worker >= limits.classes[cls].workers) worker -= limits.classes[cls++].workers;
-      fn(call, cls, worker, plan.tables().scratch + omp_get_thread_num() * limits.scratch_bytes);
+      fn(call, cls, worker, i % parts,
+         plan.tables().scratch + omp_get_thread_num() * limits.scratch_bytes);
     }
   }
 

@@ -39,9 +39,9 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
 }  // namespace
 
 void combine_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
-                   std::byte* scratch) {
+                   std::int32_t part, std::int32_t parts, std::byte* scratch) {
   plan::for_each_cut_tile(call.schedule, tile_class, worker, [&](const plan::Piece& first) {
-    for (std::int32_t head = 0; head < first.tile.num_heads; ++head) {
+    for (std::int32_t head = part; head < first.tile.num_heads; head += parts) {
       combine_tile(call, tile_class, worker, first, head, reinterpret_cast<float*>(scratch));
     }
   });

@@ -16,7 +16,9 @@ namespace diffkv::cpu {
 // products. Seen on Zen 4, bf16, a load a line: 16 GB/s for one head's rows out of 4, 26 for the
 // rows of all heads in order. Lines out of order cost 1.8 times as much (the hardware's own
 // prefetch does not join in), 16 at a time 1.4 times (they take all miss buffers, and loads wait);
-// prefetches into the second level only cost more cycles than they save.
+// prefetches into the second level only cost more cycles than they save. Pages in random order cost
+// what contiguous rows do not (docs/performance.md); touching a page's first line, its first 4, 16
+// or 40, or one line every 4 KB a block earlier changed nothing or made all caches slower.
 class Fetch {
  public:
   static constexpr std::int64_t kUnit = 32;  // elements

@@ -45,9 +45,10 @@ std::int64_t attend_scratch_bytes(std::int64_t rows, std::int64_t tile_heads,
 void attend_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                   std::byte* scratch);
 
-// Merges and writes the cut tiles whose first piece is in that share.
+// Merges and writes the cut tiles whose first piece is in that share, of each every `parts`-th KV
+// head from `part` on.
 void combine_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
-                   std::byte* scratch);
+                   std::int32_t part, std::int32_t parts, std::byte* scratch);
 
 // Writes the tokens whose page falls to `part` of `parts` by page number.
 struct UpdateCall {

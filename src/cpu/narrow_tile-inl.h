@@ -171,15 +171,15 @@ class NarrowTile : public TileBase {
     load_rows();
   }
 
-  // Runs the block at hand.
-  void run_block(Fetch& fetch) {
+  // Runs a block.
+  void run_block(const BlockRows& rows, Fetch& fetch) {
     const KvCacheView& cache = args_.cache;
-    const KeyRange range = rows_.range;
-    products_.score(own_.query, rows_, fetch, scale_);
+    const KeyRange range = rows.range;
+    products_.score(own_.query, rows, fetch, scale_);
     const bool all_seen = seen_by_all(range);
-    const bool whole_vectors = rows_.count() % kLanes == 0;
+    const bool whole_vectors = rows.count() % kLanes == 0;
     for (std::int64_t row = 0; rules_.any() && row < num_rows(); ++row) {
-      apply_rules_to_row(rules_, info_.slope[row], info_.position[row], range.begin, rows_.count(),
+      apply_rules_to_row(rules_, info_.slope[row], info_.position[row], range.begin, rows.count(),
                          block_.scores + row * kBlockKeys);
     }
     const bool biased =
@@ -187,7 +187,7 @@ class NarrowTile : public TileBase {
     bool finite = true;
     if (!all_seen || biased) {
       finite = with_dtype(cache.value.dtype, [&](auto dtype) HWY_ATTR {
-        return values_finite<decltype(dtype)::value>(rows_, cache.head_size_v);
+        return values_finite<decltype(dtype)::value>(rows, cache.head_size_v);
       });
     }
     float keep[kRows] = {};
@@ -196,24 +196,22 @@ class NarrowTile : public TileBase {
       if (!all_seen || !whole_vectors) {
         apply_mask_to_row({info_.prefix_end[row], info_.begin[row], info_.end[row]}, range, scores);
       }
-      keep[row] = softmax_row(scores, rows_.count(), state_[row]);
+      keep[row] = softmax_row(scores, rows.count(), state_[row]);
     }
     if (finite) {
-      products_.accumulate(rows_, fetch, keep, own_.acc);
+      products_.accumulate(rows, fetch, keep, own_.acc);
     } else {
       mark_hidden(range, 0, num_rows(), block_.scores, /*key_stride=*/1, kBlockKeys);
-      products_.accumulate_marked(rows_, fetch, keep, own_.acc, num_rows());
+      products_.accumulate_marked(rows, fetch, keep, own_.acc, num_rows());
     }
   }
 
   void finish() {
     if (folded_any_) fold();
-    const float* sums = folded_any_ ? own_.folded : own_.acc;
+    float* sums = folded_any_ ? own_.folded : own_.acc;
     const core::SoftmaxState* states = folded_any_ ? folded_state_ : state_;
     for (std::int64_t row = 0; row < num_rows(); ++row) {
-      float* acc = destination(row, block_.row);
-      std::copy_n(sums + row * padded_v_, args_.cache.head_size_v, acc);
-      finish_row(row, states[row], acc);
+      finish_row(row, states[row], sums + row * padded_v_);
     }
   }
 

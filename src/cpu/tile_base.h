@@ -169,7 +169,7 @@ struct WideBlock {
   float* scores;           // [kBlockKeys, rows of a group]
   std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities
   float* keep;             // [rows of a group]
-  float* row;              // one row of queries or values
+  float* rows;             // four rows of queries or values
 
   WideBlock(core::Layout& take, std::int64_t group_width, std::int64_t head_size_qk,
             std::int64_t head_size_v)
@@ -178,7 +178,7 @@ struct WideBlock {
         scores(take.take<float>(kBlockKeys * group_width)),
         weights(take.take<std::uint32_t>(kBlockKeys / 2 * group_width)),
         keep(take.take<float>(group_width)),
-        row(take.take<float>(std::max(head_size_qk, head_size_v))) {}
+        rows(take.take<float>(4 * std::max(head_size_qk, head_size_v))) {}
 };
 
 // A narrow tile's memory over all its blocks; head sizes are padded to whole vectors.
@@ -200,13 +200,11 @@ struct NarrowBlock {
   float* scores;           // [rows, kBlockKeys]
   std::uint16_t* weights;  // [rows, kBlockKeys]: bf16 probabilities
   std::uint16_t* values;   // [kBlockKeys, padded head_size_v]: bf16, where some are not finite
-  float* row;              // one row of values
 
   NarrowBlock(core::Layout& take, std::int64_t rows, std::int64_t padded_v)
       : scores(take.take<float>(rows * kBlockKeys)),
         weights(take.take<std::uint16_t>(rows * kBlockKeys)),
-        values(take.take<std::uint16_t>(kBlockKeys * padded_v)),
-        row(take.take<float>(padded_v)) {}
+        values(take.take<std::uint16_t>(kBlockKeys * padded_v)) {}
 };
 
 // One KV head, the `head`-th, of a piece of a tile.
@@ -222,11 +220,23 @@ class TileBase {
         seq_(plan::seq_mask(call.schedule, piece.seq)),
         source_(*call.args, piece.seq, kv_head_) {}
 
-  // Finds the rows of virtual block v, which next() then has, until step() makes it the block that
-  // is run.
-  void look_ahead(std::int32_t v) { source_.locate(piece_.tile.keys_at(v), next_); }
-  const BlockRows& next() const { return next_; }
-  void step() { std::swap(rows_, next_); }
+  // Finds the rows of virtual block v, which rows(v) then has until kBlocksFound more are found.
+  void find(std::int32_t v) { source_.locate(piece_.tile.keys_at(v), found(v)); }
+  // The same from what another head of the tile has found: one walk over the pages serves all.
+  void find_as(const TileBase& other, std::int32_t v) {
+    const KvCacheView& cache = args_.cache;
+    const std::int64_t heads = kv_head_ - other.kv_head_;
+    const std::int64_t to_key = heads * cache.key.stride_head * size_of(cache.key.dtype);
+    const std::int64_t to_value = heads * cache.value.stride_head * size_of(cache.value.dtype);
+    const BlockRows& from = other.rows(v);
+    BlockRows& to = found(v);
+    to.range = from.range;
+    for (std::size_t k = 0; k < to.key.size(); ++k) {
+      to.key[k] = from.key[k] + to_key;
+      to.value[k] = from.value[k] + to_value;
+    }
+  }
+  const BlockRows& rows(std::int32_t v) const { return found_[v % kBlocksFound]; }
 
  protected:
   std::int64_t num_rows() const { return piece_.tile.num_rows; }
@@ -320,19 +330,14 @@ class TileBase {
     }
   }
 
-  // Where the row's accumulator goes: a partial, or `row_buffer` on its way to the output.
-  float* destination(std::int64_t row, float* row_buffer) const {
-    const detail::PlanTables& tables = call_.schedule.tables;
-    if (piece_.slot < 0) return row_buffer;
-    return tables.partial_acc + partial_row(row) * tables.partial_stride;
-  }
-
-  // Finishes a row whose accumulator is at destination().
+  // Finishes a row, which may overwrite its accumulator: to a partial or to the output.
   void finish_row(std::int64_t row, core::SoftmaxState state, float* acc) const {
     const detail::PlanTables& tables = call_.schedule.tables;
     if (piece_.slot >= 0) {
-      tables.partial_max[partial_row(row)] = state.max;
-      tables.partial_sum[partial_row(row)] = state.sum;
+      const std::int64_t at = partial_row(row);
+      std::copy_n(acc, args_.cache.head_size_v, tables.partial_acc + at * tables.partial_stride);
+      tables.partial_max[at] = state.max;
+      tables.partial_sum[at] = state.sum;
     } else if (token_of(row) < tables.num_tokens) {
       write_row(call_, token_of(row), head_of(row), kv_head_, state, acc);
     }
@@ -346,11 +351,14 @@ class TileBase {
   std::int64_t kv_head_;
   core::SeqMask seq_;
   KeySource source_;
-  BlockRows rows_;
-  BlockRows next_;
   RowInfo info_;
 
  private:
+  // The block at hand and the one that is read next.
+  static constexpr std::int32_t kBlocksFound = 2;
+
+  BlockRows& found(std::int32_t v) { return found_[v % kBlocksFound]; }
+
   std::int64_t partial_row(std::int64_t row) const {
     const std::int32_t tile_class = plan::seq_tiles(call_.schedule, seq_.query_len).tile_class;
     return plan::partial_row(call_.schedule, tile_class, piece_.slot, row, head_of_tile_);
@@ -376,6 +384,7 @@ class TileBase {
                               i * bias.strides[0] + (key - seq_.context_len()) * bias.strides[1]);
   }
 
+  std::array<BlockRows, kBlocksFound> found_;
   core::RowKeys all_see_;  // keys that every row sees
 };
 

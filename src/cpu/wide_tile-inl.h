@@ -36,12 +36,15 @@ class Fp32Products {
  public:
   Fp32Products(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
 
-  // One query row, times `scale`, to every `stride`-th element of `to`.
-  void load_query(const std::byte* query, float scale, float* to, std::int64_t stride) const {
-    const std::int64_t n = args_.cache.head_size_qk;
+  // 32-bit words of a query row.
+  std::int64_t query_words() const { return args_.cache.head_size_qk; }
+
+  // One query row, times `scale`.
+  void load_query(const std::byte* query, float scale, float* to) const {
+    const std::int64_t n = query_words();
     with_dtype(args_.query.dtype,
-               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, own_.row); });
-    for (std::int64_t i = 0; i < n; ++i) to[i * stride] = own_.row[i] * scale;
+               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, to); });
+    for (std::int64_t i = 0; i < n; ++i) to[i] *= scale;
   }
 
   // Converts a block. Returns whether every value is finite.
@@ -111,10 +114,10 @@ class Bf16Products {
  public:
   Bf16Products(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
 
-  void load_query(const std::byte* query, float /*scale*/, float* to, std::int64_t stride) const {
-    for (std::int64_t i = 0; i < args_.cache.head_size_qk / 2; ++i) {
-      std::memcpy(to + i * stride, query + 4 * i, 4);
-    }
+  std::int64_t query_words() const { return args_.cache.head_size_qk / 2; }
+
+  void load_query(const std::byte* query, float /*scale*/, float* to) const {
+    std::memcpy(to, query, static_cast<std::size_t>(4 * query_words()));
   }
 
   bool load(const BlockRows& rows) const {
@@ -196,20 +199,20 @@ class WideTile : public TileBase {
     load_rows();
   }
 
-  // Runs the block at hand.
-  void run_block(Fetch& fetch) {
-    const bool finite = products_.load(rows_);
-    const bool all_seen = seen_by_all(rows_.range);
+  // Runs a block.
+  void run_block(const BlockRows& rows, Fetch& fetch) {
+    const bool finite = products_.load(rows);
+    const bool all_seen = seen_by_all(rows.range);
     for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
       switch (std::min(width_ - row, kGroupWidth) / kLanes) {
         case 1:
-          run_group<1>(row, fetch, all_seen, finite);
+          run_group<1>(rows, row, fetch, all_seen, finite);
           break;
         case 2:
-          run_group<2>(row, fetch, all_seen, finite);
+          run_group<2>(rows, row, fetch, all_seen, finite);
           break;
         default:
-          run_group<kGroupVectors>(row, fetch, all_seen, finite);
+          run_group<kGroupVectors>(rows, row, fetch, all_seen, finite);
       }
     }
   }
@@ -219,13 +222,17 @@ class WideTile : public TileBase {
     const float* sums = folded_any_ ? own_.folded : own_.acc;
     const float* max = folded_any_ ? own_.folded_max : own_.max;
     const float* sum = folded_any_ ? own_.folded_sum : own_.sum;
-    for (std::int64_t row = 0; row < num_rows(); ++row) {
-      float* acc = destination(row, block_.row);
+    const std::int64_t head_size = args_.cache.head_size_v;
+    for (std::int64_t row = 0; row < num_rows(); row += kRowsTurned) {
       const std::int64_t group = row / kGroupWidth * kGroupWidth;
       const std::int64_t stride = std::min(width_ - group, kGroupWidth);
-      const float* from = sums + group * args_.cache.head_size_v + (row - group);
-      for (std::int64_t c = 0; c < args_.cache.head_size_v; ++c) acc[c] = from[c * stride];
-      finish_row(row, {max[row], sum[row]}, acc);
+      const float* from = sums + group * head_size + (row - group);
+      for (std::int64_t c = 0; c < head_size; c += kRowsTurned) {
+        turn_block(from + c * stride, stride, block_.rows + c, head_size);
+      }
+      for (std::int64_t i = 0; i < std::min(kRowsTurned, num_rows() - row); ++i) {
+        finish_row(row + i, {max[row + i], sum[row + i]}, block_.rows + i * head_size);
+      }
     }
   }
 
@@ -266,22 +273,33 @@ class WideTile : public TileBase {
   }
 
   void load_rows() {
-    const std::int64_t head_size = args_.cache.head_size_qk;
-    std::fill_n(own_.query, width_ * head_size, 0.0F);
+    const std::int64_t words = products_.query_words();
     clear();
-    for (std::int64_t row = 0; row < num_rows(); ++row) {
+    for (std::int64_t row = 0; row < width_; row += kRowsTurned) {
+      for (std::int64_t i = 0; i < kRowsTurned; ++i) {
+        float* to = block_.rows + i * words;
+        if (row + i < num_rows()) {
+          products_.load_query(query_of(row + i), scale_, to);
+        } else {
+          std::fill_n(to, words, 0.0F);
+        }
+      }
       const std::int64_t group = row / kGroupWidth * kGroupWidth;
-      products_.load_query(query_of(row), scale_, own_.query + group * head_size + (row - group),
-                           std::min(width_ - group, kGroupWidth));
+      const std::int64_t stride = std::min(width_ - group, kGroupWidth);
+      float* query = own_.query + group * args_.cache.head_size_qk + (row - group);
+      for (std::int64_t c = 0; c < words; c += kRowsTurned) {
+        turn_block(block_.rows + c, words, query + c * stride, stride);
+      }
     }
   }
 
   template <int kVectors>
-  void run_group(std::int64_t row, Fetch& fetch, bool all_seen, bool finite) {
+  void run_group(const BlockRows& rows, std::int64_t row, Fetch& fetch, bool all_seen,
+                 bool finite) {
     constexpr std::int64_t kWidth = kVectors * kLanes;
     const KvCacheView& cache = args_.cache;
-    const KeyRange range = rows_.range;
-    const std::int64_t num_keys = rows_.count();
+    const KeyRange range = rows.range;
+    const std::int64_t num_keys = rows.count();
     GroupBuffers group;
     group.query = own_.query + row * cache.head_size_qk;
     group.acc = own_.acc + row * cache.head_size_v;
@@ -290,16 +308,16 @@ class WideTile : public TileBase {
     group.sum = own_.sum + row;
     group.rows = info_.from(row);
     const std::int64_t count = std::min(kWidth, num_rows() - row);
-    products_.template score<kVectors>(group, rows_, fetch, scale_);
+    products_.template score<kVectors>(group, rows, fetch, scale_);
     if (rules_.any()) apply_rules(rules_, group, kWidth, range.begin, num_keys);
     const bool biased = add_qq_bias(range, row, count, block_.scores, kWidth, /*row_stride=*/1);
     if (!all_seen) apply_mask(group, kWidth, range.begin, num_keys);
     softmax_block<kVectors>(group, num_keys, block_.keep);
     if (finite || (all_seen && !biased)) {
-      products_.template accumulate<kVectors>(group, rows_, fetch);
+      products_.template accumulate<kVectors>(group, rows, fetch);
     } else {
       mark_hidden(range, row, count, block_.scores, kWidth, /*row_stride=*/1);
-      products_.template accumulate_marked<kVectors>(group, rows_, fetch, count);
+      products_.template accumulate_marked<kVectors>(group, rows, fetch, count);
     }
   }
 

@@ -152,9 +152,20 @@ DIFFKV_HD inline SeqWork seq_work(const ScheduleView& view, const SeqMask& seq) 
   return work;
 }
 
-// Shares that a line of work is cut into.
+// Shares that a line of work is cut into at most.
 DIFFKV_HD inline std::int32_t num_shares(const TileClass& cls) {
   return cls.workers / cls.head_lanes;
+}
+
+// Shares that a line of so much work is cut into; the others are empty.
+DIFFKV_HD inline std::int64_t shares_of(const ScheduleLimits& limits, const TileClass& cls,
+                                        std::int64_t cost) {
+  const std::int64_t most = num_shares(cls);
+  if (cls.least_share_cost == 0) return most;
+  const std::int64_t least = quotient(limits.threads + cls.head_lanes - 1, cls.head_lanes);
+  const std::int64_t wanted = quotient(cost, cls.least_share_cost);
+  const std::int64_t shares = wanted > least ? wanted : least;
+  return shares < most ? shares : most;
 }
 
 // Where a class's line of work is cut: share i starts where i shares of equal cost end. All lines
@@ -164,8 +175,8 @@ struct LineCuts {
   std::int64_t shares = 1;
   std::int64_t share = 0;  // cost of one
 
-  DIFFKV_HD LineCuts(const TileClass& cls, std::int64_t all_lines)
-      : total(quotient(all_lines, cls.head_lanes)), shares(num_shares(cls)) {
+  DIFFKV_HD LineCuts(const ScheduleLimits& limits, const TileClass& cls, std::int64_t all_lines)
+      : total(quotient(all_lines, cls.head_lanes)), shares(shares_of(limits, cls, total)) {
     share = quotient(total, shares);
   }
 
@@ -247,7 +258,7 @@ DIFFKV_HD WorkStart share_start(const ScheduleView& view, std::int32_t tile_clas
                                 std::int32_t index, std::int64_t all, SeqAt&& seq_at,
                                 OnLine&& on_line) {
   const TileClass& cls = view.limits.classes[tile_class];
-  const LineCuts cuts(cls, all);
+  const LineCuts cuts(view.limits, cls, all);
   const std::int64_t target = cuts.target(index);
   if (target * cls.head_lanes >= all) return WorkStart{view.num_seqs, 0, 0};
   const SeqOnLine place = on_line(seq_at(target * cls.head_lanes));

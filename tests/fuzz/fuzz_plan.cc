@@ -76,6 +76,7 @@ ScheduleLimits make_limits(Bytes& bytes) {
     cls.block_cost = small(20);
     cls.least_cut = small(8);
     cls.uncut_per_share = small(32);
+    cls.least_share_cost = static_cast<std::int32_t>(bytes.range(0, 2000));
     cls.invariant_max_tiles = small(6);
     cls.invariant_max_pieces = static_cast<std::int32_t>(bytes.range(1, 20));
     cls.invariant_max_pieces = static_cast<std::int32_t>(bytes.range(1, 20));

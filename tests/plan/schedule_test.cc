@@ -96,6 +96,7 @@ struct Planned {
     }
 
     limits.num_classes = uniform(rng, 1, 2);
+    limits.threads = uniform(rng, 1, 3);
     for (int c = 0; c < limits.num_classes; ++c) {
       TileClass& cls = limits.classes[c];
       cls.tile_rows = c == 0 ? 4 : 12;
@@ -112,6 +113,7 @@ struct Planned {
       cls.block_cost = uniform(rng, 1, 10);
       cls.least_cut = uniform(rng, 1, 4);
       cls.uncut_per_share = 16;
+      cls.least_share_cost = uniform(rng, 0, 1) == 0 ? 0 : uniform(rng, 1, 2000);
       cls.invariant_max_tiles = 3;
       cls.invariant_max_pieces = 4;
     }
@@ -352,7 +354,8 @@ TEST(Schedule, SharesAreBalanced) {
     const ScheduleView view = planned.view();
     for (int c = 0; c < planned.limits.num_classes; ++c) {
       const TileClass& cls = planned.limits.classes[c];
-      const std::int64_t share = planned.tables.cost_before[c][view.num_seqs] / cls.workers;
+      const std::int64_t line = planned.tables.cost_before[c][view.num_seqs] / cls.head_lanes;
+      const std::int64_t share = line / shares_of(planned.limits, cls, line);
       const std::int64_t slack = std::max<std::int64_t>(
           share / cls.uncut_per_share, cls.tile_cost + 2 * cls.least_cut * cls.block_cost);
       for (int w = 0; w < cls.workers; ++w) {
@@ -365,6 +368,22 @@ TEST(Schedule, SharesAreBalanced) {
       }
     }
   }
+}
+
+// Little work is cut into as many shares as there are threads, much into all.
+TEST(Schedule, ThereAreNoMoreSharesThanTheWorkIsWorth) {
+  ScheduleLimits limits;
+  limits.threads = 3;
+  TileClass cls;
+  cls.workers = 12;
+  EXPECT_EQ(shares_of(limits, cls, 1), 12);  // no such limit
+  cls.least_share_cost = 100;
+  EXPECT_EQ(shares_of(limits, cls, 1), 3);
+  EXPECT_EQ(shares_of(limits, cls, 599), 5);
+  EXPECT_EQ(shares_of(limits, cls, 5000), 12);
+  cls.head_lanes = 4;  // of which each thread has at most one
+  EXPECT_EQ(shares_of(limits, cls, 1), 1);
+  EXPECT_EQ(shares_of(limits, cls, 5000), 3);
 }
 
 // kBatchInvariant: a sequence's pieces are the same alone and among others.

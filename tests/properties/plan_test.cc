@@ -210,7 +210,12 @@ TEST(PlanProperties, SharesAreEven) {
         total += cls.tile_cost + blocks;
         largest = std::max(largest, cls.tile_cost + blocks);
       }
-      const std::int64_t share = total / cls.workers + 1;
+      std::int64_t shares = cls.workers;
+      if (cls.least_share_cost > 0) {
+        shares = std::clamp<std::int64_t>(total / cls.least_share_cost,
+                                          std::min(limits.threads, cls.workers), cls.workers);
+      }
+      const std::int64_t share = total / shares + 1;
       const std::int64_t least = cls.tile_cost + 2 * cls.least_cut * cls.block_cost;
       const std::int64_t uncut = problem.key.policy == SchedulePolicy::kBatchInvariant
                                      ? largest
