@@ -13,10 +13,12 @@ Python needs torch, and what the peers need; one that cannot be imported is left
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 
 import scenarios as scenario_file
 from report import OURS, Outcome, Row, column, our_json, peer_json, table, write_json
@@ -139,10 +141,12 @@ class Comparison:
         for _ in range(self._options.rounds):
             self._time_ours(row)
             for name, (_, recording, _) in calls.items():
-                row.outcomes[name].offer(self._clock.times(recording))
+                with self._keep_trouble(name, row.outcomes[name]):
+                    row.outcomes[name].offer(self._clock.times(recording))
         for name, (work, _, call) in calls.items():
             # A kernel whose later launches differ from its first is wrong too.
-            self._verify(row.outcomes[name], work, call)
+            with self._keep_trouble(name, row.outcomes[name]):
+                self._verify(row.outcomes[name], work, call)
         print(table([row], self._engines))
         print(f"{time.monotonic() - start:.0f} s\n", flush=True)
         self._write()
@@ -179,35 +183,39 @@ class Comparison:
             outcome.trouble = peer.cannot(scenario)
             if outcome.trouble:
                 continue
-            if scenario.block_size not in works:
-                works[scenario.block_size] = workload.Workload(scenario)
-            work = works[scenario.block_size]
-            try:
+            with self._keep_trouble(name, outcome):
+                if scenario.block_size not in works:
+                    works[scenario.block_size] = workload.Workload(scenario)
+                work = works[scenario.block_size]
                 call = peer.prepare(work)
                 call.run()
                 self._verify(outcome, work, call)
-                if not outcome.wrong:
-                    recording = self._timing.Recording(call.run)
-                    outcome.note = recording.why_not
-                    if call.fp8_query:
-                        outcome.note = "; ".join(filter(None, ("fp8 queries", outcome.note)))
-                    calls[name] = (work, recording, call)
-            except Exception as error:  # whatever a peer raises is this row's result
-                outcome.trouble = f"{type(error).__name__}: {str(error)[:300]}"
-                self._refuse_broken_context(name, outcome.trouble)
+                if outcome.wrong:
+                    continue
+                recording = self._timing.Recording(call.run)
+                said = ["fp8 queries"] if call.fp8_query else []
+                outcome.note = "; ".join(filter(None, [*said, recording.why_not]))
+                calls[name] = (work, recording, call)
         return calls
 
-    def _refuse_broken_context(self, name: str, trouble: str) -> None:
+    @contextlib.contextmanager
+    def _keep_trouble(self, name: str, outcome: Outcome) -> Iterator[None]:
+        """Whatever a peer raises is its result, unless the GPU cannot be used any more."""
         import torch
 
         try:
-            torch.cuda.synchronize()
+            yield
         except Exception as error:
-            self._write()
-            raise SystemExit(
-                f"{name} left the GPU in an error, which ends this process: {trouble}\n"
-                "Run again without it (--peers)."
-            ) from error
+            outcome.trouble = f"{type(error).__name__}: {str(error)[:300]}"
+            outcome.times = []
+            try:
+                torch.cuda.synchronize()
+            except Exception as broken:
+                self._write()
+                raise SystemExit(
+                    f"{name} left the GPU in an error, which ends this process: {outcome.trouble}\n"
+                    "Run again without it (--peers)."
+                ) from broken
 
     def _verify(self, outcome: Outcome, work, call) -> None:
         outcome.worst_error, outcome.rows = work.worst_error(call.output, call.fp8_query)
