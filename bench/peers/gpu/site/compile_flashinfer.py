@@ -2,8 +2,8 @@
 
 usage: compile_flashinfer.py FOLDER    (started by make_site.py)
 
-FOLDER gets NAME/NAME.so for each module, as FlashInfer looks for modules that were built ahead. Of a
-module only the causal kernels over pages are compiled, a twelfth of it: the others' symbols stay
+FOLDER gets NAME/NAME.so for each module, as FlashInfer looks for modules that were built ahead. Of
+a module's eight kernel files only the causal one over pages is compiled: the others' symbols stay
 undefined, and are looked up only when called.
 """
 

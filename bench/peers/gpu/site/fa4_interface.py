@@ -1,7 +1,7 @@
 """flash_attn.cute.interface for a machine without FlashAttention 4's compiler.
 
-Beside this file lie kernels.json and the libraries that compile_fa4.py made of FlashAttention 4's own
-kernels. A call that none was made for is refused.
+Beside this file lie kernels.json and the libraries that compile_fa4.py made of FlashAttention 4's
+own kernels. A call that none was made for is refused.
 """
 
 import json

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Makes a folder of Python packages with the peers of bench/peers/gpu, small enough to be carried to
-a machine without network.
+"""Makes a folder of Python packages with the peers of bench/peers/gpu, small enough to be carried
+to a machine without network.
 
 Of vLLM it holds the kernels' files and stubs for the rest; of FlashInfer its Python files and the
 compiled modules that the scenarios need; of FlashAttention 4 the compiled kernels and a stand-in
 for its interface. What it cannot do the peers say when asked.
 
 Needs: Python 3.12 with torch 2.11, numpy, ninja, packaging, jinja2, filelock, requests, tqdm and
-einops, nvcc 13 under CUDA_HOME, gcc, and 2 GB of disk. No GPU. It takes about ten minutes on two
-cores.
+einops, nvcc 13 under CUDA_HOME, gcc, and 2 GB of disk. No GPU. Downloads apart it takes three
+minutes on two cores.
 """
 
 import argparse
