@@ -1,5 +1,5 @@
-// The one function that FlashAttention 4's kernels take from the large library of their compiler, in
-// place of that library: the others are in libcuda_dialect_runtime_static.a.
+// The one function that FlashAttention 4's kernels take from the large library of their compiler,
+// in place of that library: the others are in libcuda_dialect_runtime_static.a.
 #include <stdint.h>
 #include <stdio.h>
 
