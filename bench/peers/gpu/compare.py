@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Times diffkv and other libraries' kernels on one GPU, in turn, and prints them side by side.
 
-A scenario of bench/scenarios.json is one row. Each peer first runs once and is compared with a
-reference in fp32; one that is wrong is not timed. Then, in each round, `diffkv bench` times the row
-and after it every peer, in the same way: a CUDA graph launched from cold caches, the GPU's clock
-round one launch, the median of the repetitions. Of the rounds the one with the least median counts.
-`best` is the fastest peer of the row.
+A scenario of bench/scenarios.json is one row. Of each peer one launch is first compared with a
+reference in fp32; a peer that is wrong is not timed. Then, in each round, `diffkv bench` times the
+row and after it every peer, in the same way: a CUDA graph launched from cold caches, the GPU's
+clock round one launch, the median of the repetitions. Of the rounds the one with the least median
+counts. `best` is the fastest peer of the row.
 
 Python needs torch, and what the peers need; one that cannot be imported is left out by name.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import pathlib
 import re
 import sys
@@ -143,10 +144,10 @@ class Comparison:
             for name, (_, recording, _) in calls.items():
                 with self._keep_trouble(name, row.outcomes[name]):
                     row.outcomes[name].offer(self._clock.times(recording))
-        for name, (work, _, call) in calls.items():
+        for name, (work, recording, call) in calls.items():
             # A kernel whose later launches differ from its first is wrong too.
             with self._keep_trouble(name, row.outcomes[name]):
-                self._verify(row.outcomes[name], work, call)
+                self._verify(row.outcomes[name], work, recording, call)
         print(table([row], self._engines))
         print(f"{time.monotonic() - start:.0f} s\n", flush=True)
         self._write()
@@ -188,14 +189,12 @@ class Comparison:
                     works[scenario.block_size] = workload.Workload(scenario)
                 work = works[scenario.block_size]
                 call = peer.prepare(work)
-                call.run()
-                self._verify(outcome, work, call)
-                if outcome.wrong:
-                    continue
                 recording = self._timing.Recording(call.run)
                 said = ["fp8 queries"] if call.fp8_query else []
                 outcome.note = "; ".join(filter(None, [*said, recording.why_not]))
-                calls[name] = (work, recording, call)
+                self._verify(outcome, work, recording, call)
+                if not outcome.wrong:
+                    calls[name] = (work, recording, call)
         return calls
 
     @contextlib.contextmanager
@@ -217,7 +216,10 @@ class Comparison:
                     "Run again without it (--peers)."
                 ) from broken
 
-    def _verify(self, outcome: Outcome, work, call) -> None:
+    def _verify(self, outcome: Outcome, work, recording, call) -> None:
+        # So that nothing an earlier launch left can pass as this one's.
+        call.output.fill_(math.nan)
+        recording.launch()
         outcome.worst_error, outcome.rows = work.worst_error(call.output, call.fp8_query)
         tolerance = _FP8_QUERY_TOLERANCE if call.fp8_query else _TOLERANCE[work.scenario.dtype]
         outcome.tolerance = tolerance
