@@ -1,0 +1,3 @@
+"""vLLM's settings, at their defaults."""
+
+VLLM_BATCH_INVARIANT = False
