@@ -15,8 +15,8 @@ namespace diffkv::cuda {
 
 struct AttendKernel {
   std::string_view name;  // what Support::kernel says
-  // Whether it merges the cut tiles of a kBalanced plan itself, so that combine has nothing to do.
-  bool merges;
+  // Whether it can merge the cut tiles of a kBalanced plan itself (AttendKernelParams::merges_tiles).
+  bool can_merge_tiles;
 
   // The tile classes of plans of this key on this GPU, `workers` included; workers are resident
   // thread blocks. The only thing that the planner learns of a kernel.

@@ -120,7 +120,8 @@ class CudaBackend final : public Backend {
     if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
     const AttendKernel& kernel = kernel_of(params, args, plan);
-    const AttendKernelParams p = attend_kernel_params(params, args, plan);
+    AttendKernelParams p = attend_kernel_params(params, args, plan);
+    p.merges_tiles = merges_tiles(kernel, plan);
     for (std::int32_t c = 0; c < plan.limits().num_classes; ++c) {
       kernel.launch(p, c, handle_of(stream));
     }
@@ -130,9 +131,7 @@ class CudaBackend final : public Backend {
                Stream stream) const override {
     if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
-    if (plan.key().policy == SchedulePolicy::kBalanced && kernel_of(params, args, plan).merges) {
-      return;
-    }
+    if (merges_tiles(kernel_of(params, args, plan), plan)) return;
     cuda::combine(attend_kernel_params(params, args, plan), gpu(args.query.device.index),
                   handle_of(stream));
   }
@@ -178,6 +177,15 @@ class CudaBackend final : public Backend {
       check_classes(*choice.kernel, choice.kernel->limits(plan.key(), on), plan.limits());
     }
     return *choice.kernel;
+  }
+
+  // A tile is merged by the block that leaves its last partial where it is decode's, of few rows, and
+  // in few parts; many rows or parts are merged faster by the many blocks of combine.
+  static bool merges_tiles(const AttendKernel& kernel, const Plan& plan) {
+    constexpr std::int64_t kMostParts = 8;
+    const std::int64_t tiles = plan.tables().num_seqs * plan.key().num_kv_heads;  // of a query a seq.
+    return kernel.can_merge_tiles && plan.key().policy == SchedulePolicy::kBalanced &&
+           plan.limits().num_classes == 1 && plan.limits().classes[0].workers <= kMostParts * tiles;
   }
 
   // Only another choice of kernels since the plan was made makes these differ. Plans leave out the

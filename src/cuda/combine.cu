@@ -259,6 +259,7 @@ template <int kVectors>
 __device__ void combine_worker(const AttendKernelParams& p, std::int32_t tile_class,
                                std::int32_t worker, std::int32_t row_block, std::int32_t blocks,
                                Shared<kVectors>& shared) {
+  if (p.schedule.tables.cut_tiles[tile_class][worker] == 0) return;
   plan::for_each_cut_tile(p.schedule, tile_class, worker, [&](const plan::Piece& first) {
     const plan::SeqMask seq = plan::seq_mask(p.schedule, first.seq);
     const plan::SeqTiles tiles = plan::seq_tiles(p.schedule, seq.query_len);

@@ -68,6 +68,9 @@ struct AttendKernelParams {
   const std::int32_t* kv_start;     // dense: [num_seqs], the sequence's first key's token
   std::int64_t kv_start_stride;
 
+  // Whether the attention kernel merges cut tiles itself, instead of combine.
+  bool merges_tiles;
+
   float scale;
   float soft_cap;  // 0: none
   bool alibi_sqrt;

@@ -231,10 +231,10 @@ __global__ void __launch_bounds__(kThreads)
   Lengths lengths = given;
   Sums<kClasses> sums;
 #pragma unroll 1
-  for (;;) {
+  for (bool made_safe = false;; made_safe = true) {
     bool sane = true;
     sums = sum_own<kClasses>(view, lengths, own, sane);
-    if (__syncthreads_and(sane) != 0) break;
+    if (__syncthreads_and(sane || made_safe) != 0) break;
     make_safe(given, tables, own, shared.warp_highest);
     lengths = Lengths{tables.query_start_loc, 1, tables.seq_lens, 1};
   }
@@ -244,6 +244,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (std::int32_t w = thread; w < view.limits.classes[c].workers; w += threads) {
       tables.blocks_done[c][w] = 0;
+      tables.cut_tiles[c][w] = -1;
     }
   }
   __syncthreads();

@@ -62,6 +62,7 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
     tables.starts[c] = layout.take<detail::WorkStart>(limits.classes[c].workers + 1);
     tables.first_pieces[c] = layout.take<detail::FirstPiece>(limits.classes[c].workers);
     tables.blocks_done[c] = layout.take<std::int32_t>(limits.classes[c].workers);
+    tables.cut_tiles[c] = layout.take<std::int32_t>(limits.classes[c].workers);
     tables.first_slot[c] = static_cast<std::int32_t>(slots);
     tables.first_partial_row[c] = rows;
     const std::int64_t capacity = slot_capacity(key, limits, maxima, c);
@@ -126,6 +127,7 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
       tables.first_pieces[c][share] = first_piece_of(view, c, share);
     }
     std::fill_n(tables.blocks_done[c], limits.classes[c].workers, 0);
+    std::fill_n(tables.cut_tiles[c], limits.classes[c].workers, -1);
   }
 }
 

@@ -238,7 +238,11 @@ void add_models(CaseList& list) {
 }
 
 void add_long(CaseList& list) {
+  // So many that a GPU's workers share each tile among few.
+  NamedBatch many{"decode_many", {}};
+  for (int i = 0; i < 40; ++i) many.seqs.push_back({1, 500 + 61 * i});
   const NamedBatch batches[] = {
+      many,
       {"decode_16k", {{1, 16000}, {1, 77}}},
       {"decode_ragged", {{1, 5000}, {1, 100}, {1, 2048}, {1, 1}, {1, 900}}},
       {"multi_6k", {{4, 6001}, {2, 3000}}},

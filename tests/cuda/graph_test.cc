@@ -122,7 +122,7 @@ TEST_P(CudaSteps, OnlyWhatCanHaveWorkIsLaunched) {
   const int classes = backend().limits(GetParam().key).num_classes;
   Rig any(GetParam().key, sizes);
   any.fill(0, stream.get());
-  EXPECT_EQ(Recorded(any, stream).num_kernels(), 3 + classes);
+  EXPECT_EQ(Recorded(any, stream).num_kernels(), 3 + classes);  // plan, update_cache, combine
   sizes.max_query_len = sizes.announced_query_len = 1;
   Rig single(GetParam().key, sizes);
   single.fill(0, stream.get());

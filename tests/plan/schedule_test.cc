@@ -45,6 +45,7 @@ struct Planned {
   std::vector<WorkStart> starts[kMaxTileClasses];
   std::vector<detail::FirstPiece> first_pieces[kMaxTileClasses];
   std::vector<std::int32_t> blocks_done[kMaxTileClasses];
+  std::vector<std::int32_t> cut_tiles[kMaxTileClasses];
   PlanTables tables;
 
   explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
@@ -135,6 +136,8 @@ struct Planned {
       tables.first_pieces[c] = first_pieces[c].data();
       blocks_done[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
       tables.blocks_done[c] = blocks_done[c].data();
+      cut_tiles[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
+      tables.cut_tiles[c] = cut_tiles[c].data();
       tables.first_slot[c] = tables.num_slots;
       tables.num_slots += 2 * limits.classes[c].workers;
     }

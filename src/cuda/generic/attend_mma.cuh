@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
   } else {
     if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
     Consumer<T>(params, shared, depth).run();
-    if (params.schedule.policy == SchedulePolicy::kBalanced) {
+    if (params.merges_tiles) {
       TileMerge<T>(params, shared.cut_pieces, tile_class).run();
     }
   }

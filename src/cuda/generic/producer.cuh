@@ -83,6 +83,9 @@ class Producer {
       }
     }
     if (copies_keys) load(pending);
+    if (warp_ == 1 && lane_ == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
+      schedule.tables.cut_tiles[tile_class_][worker] = cut_tiles_;
+    }
   }
 
  private:
@@ -302,7 +305,7 @@ class Producer {
     query_.advance(depth_.query_buffers);
   }
 
-  __device__ void describe(const plan::Piece& piece, typename Shared<T>::Piece& info) const {
+  __device__ void describe(const plan::Piece& piece, typename Shared<T>::Piece& info) {
     const plan::ScheduleView& schedule = params_.schedule;
     const core::SeqMask seq = plan::seq_mask(schedule, piece.seq);
     const std::int32_t first_token = schedule.tables.query_start_loc[piece.seq];
@@ -337,6 +340,7 @@ class Producer {
       if (piece.slot >= 0) {
         info.partial_row = plan::partial_row(schedule, tile_class_, piece.slot, 0);
         const std::int32_t lanes = schedule.limits.classes[tile_class_].head_lanes;
+        cut_tiles_ += piece.first() ? 1 : 0;
         shared_.cut_pieces[piece.first() ? 1 : 0] = {
             piece.end_block - piece.begin_block,
             piece.tile.num_blocks,
@@ -369,6 +373,7 @@ class Producer {
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;
+  std::int32_t cut_tiles_ = 0;  // whose first pieces were this worker's; lane 0 of warp 1
 };
 
 }  // namespace diffkv::cuda::mma
