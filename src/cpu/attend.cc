@@ -27,10 +27,20 @@ HWY_BEFORE_NAMESPACE();
 namespace diffkv::cpu::HWY_NAMESPACE {
 namespace {
 
+// The rows of a piece's first block, of the tile's `head`-th KV head.
+BlockRows first_rows(const AttendCall& call, const plan::Piece& piece, std::int32_t head) {
+  BlockRows rows;
+  KeySource(*call.args, piece.seq, piece.tile.kv_head + head)
+      .locate(piece.tile.keys_at(piece.begin_block), rows);
+  return rows;
+}
+
 // Walks the blocks of a piece, all KV heads of the tile at each: their rows of a key are neighbours
-// in most caches.
+// in most caches. During the last block the first one of `next` is fetched, the share's next piece
+// or null: windows and short sequences have little more.
 template <class Tile>
-void run_piece(const AttendCall& call, const plan::Piece& piece, std::byte* scratch) {
+void run_piece(const AttendCall& call, const plan::Piece& piece, const plan::Piece* next,
+               std::byte* scratch) {
   const KvCacheView& cache = call.args->cache;
   core::Layout take(scratch);
   const typename Tile::Block block = Tile::block(take, cache);
@@ -47,6 +57,8 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, std::byte* scra
     for (std::int32_t h = 1; h < piece.tile.num_heads; ++h) heads[h]->find_as(*heads[0], v);
   };
   find(piece.begin_block);
+  BlockRows first;  // of the next piece: the first head's rows, and those of the head at hand
+  BlockRows own;
   for (std::int32_t v = piece.begin_block; v < piece.end_block; ++v) {
     const bool folds = v > piece.begin_block && (v - piece.begin_block) % kFoldBlocks == 0;
     find(v + 1);
@@ -56,6 +68,11 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, std::byte* scra
       if (v + 1 < piece.end_block) {
         fetch = fetch_of(cache, heads[0]->rows(v + 1), tile->rows(v + 1), &tile - heads.data(),
                          piece.tile.num_heads);
+      } else if (next != nullptr && next->begin_block < next->end_block) {
+        const auto head = static_cast<std::int32_t>(&tile - heads.data());
+        if (head == 0) first = first_rows(call, *next, 0);
+        own = head == 0 ? first : first_rows(call, *next, head);
+        fetch = fetch_of(cache, first, own, head, piece.tile.num_heads);
       }
       tile->run_block(tile->rows(v), fetch);
     });
@@ -64,14 +81,15 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, std::byte* scra
 }
 
 template <class Wide, template <int> class NarrowProducts>
-void run_piece_of(const AttendCall& call, const plan::Piece& piece, std::byte* scratch) {
+void run_piece_of(const AttendCall& call, const plan::Piece& piece, const plan::Piece* next,
+                  std::byte* scratch) {
   const std::int32_t rows = piece.tile.num_rows;
   auto* const fn = rows > kNarrowRows ? run_piece<WideTile<Wide>>
                    : rows > 4         ? run_piece<NarrowTile<8, NarrowProducts<8>>>
                    : rows > 2         ? run_piece<NarrowTile<4, NarrowProducts<4>>>
                    : rows > 1         ? run_piece<NarrowTile<2, NarrowProducts<2>>>
                                       : run_piece<NarrowTile<1, NarrowProducts<1>>>;
-  fn(call, piece, scratch);
+  fn(call, piece, next, scratch);
 }
 
 void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
@@ -80,8 +98,12 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
   if (call.bf16_dot) fn = run_piece_of<Bf16Products, NarrowBf16Products>;
 #endif
-  plan::for_each_piece(call.schedule, tile_class, worker,
-                       [&](const plan::Piece& piece) { fn(call, piece, scratch); });
+  std::optional<plan::Piece> piece;
+  plan::for_each_piece(call.schedule, tile_class, worker, [&](const plan::Piece& next) {
+    if (piece) fn(call, *piece, &next, scratch);
+    piece = next;
+  });
+  if (piece) fn(call, *piece, nullptr, scratch);
 }
 
 }  // namespace
