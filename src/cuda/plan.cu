@@ -29,6 +29,14 @@ struct Lengths {
   std::int64_t seq_lens_stride;
 };
 
+// The same pointer, loaded. Where a loop goes from one kernel parameter to another, CUDA 13.0 makes
+// that a choice between the parameters' addresses, and reads the first one all the same.
+template <class T>
+__device__ T* loaded(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
 // Sums along some sequences, of the tile classes that the plan has.
 template <int kClasses>
 struct Sums {
@@ -228,7 +236,8 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_earlier_kernels();
 
   if (thread == 0) tables.query_start_loc[0] = 0;
-  Lengths lengths = given;
+  Lengths lengths{loaded(given.query_start_loc), given.query_start_loc_stride,
+                  loaded(given.seq_lens), given.seq_lens_stride};
   Sums<kClasses> sums;
 #pragma unroll 1
   for (bool made_safe = false;; made_safe = true) {
@@ -236,7 +245,7 @@ __global__ void __launch_bounds__(kThreads)
     sums = sum_own<kClasses>(view, lengths, own, sane);
     if (__syncthreads_and(sane || made_safe) != 0) break;
     make_safe(given, tables, own, shared.warp_highest);
-    lengths = Lengths{tables.query_start_loc, 1, tables.seq_lens, 1};
+    lengths = Lengths{loaded(tables.query_start_loc), 1, loaded(tables.seq_lens), 1};
   }
   add_before(view, own, sums_before(view, sums, shared));
 #pragma unroll 1
