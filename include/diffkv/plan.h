@@ -133,10 +133,10 @@ struct PlanTables {
   // [workers]: of the tile that a worker starts and does not end, the blocks whose partials are
   // there, for kernels whose blocks merge tiles themselves; 0 before and after an attend.
   std::array<std::int32_t*, kMaxTileClasses> blocks_done{};
-  // [workers], kBatchInvariant: cut tiles that start in a worker's share, once an attend has counted
-  // them; -1: not known.
+  // [workers], kBatchInvariant: cut tiles that start in a worker's share, once an attend has
+  // counted them; -1: not known.
   std::array<std::int32_t*, kMaxTileClasses> cut_tiles{};
-  std::array<std::int32_t, kMaxTileClasses> first_slot{};    // each class has slots of its own
+  std::array<std::int32_t, kMaxTileClasses> first_slot{};  // each class has slots of its own
   std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first
   // row is first_partial_row.

@@ -324,22 +324,6 @@ TEST_P(ScheduleTest, CostsAreSumsOverTiles) {
   });
 }
 
-TEST(Schedule, FloorSumsAreSums) {
-  std::mt19937 rng(7);
-  for (int i = 0; i < 2000; ++i) {
-    const int count = uniform(rng, 0, 60);
-    const int divisor = uniform(rng, 1, 1 << uniform(rng, 0, 20));
-    const int step = uniform(rng, 1, 1 << uniform(rng, 0, 20));
-    const int first = uniform(rng, -(1 << 22), 1 << 22);
-    std::int64_t sum = 0;
-    for (int k = 0; k < count; ++k) {
-      sum += std::max(std::int64_t{0}, first + std::int64_t{step} * k) / divisor;
-    }
-    EXPECT_EQ(floor_sum(count, divisor, step, first), sum)
-        << count << " " << divisor << " " << step << " " << first;
-  }
-}
-
 INSTANTIATE_TEST_SUITE_P(Policies, ScheduleTest,
                          testing::Values(SchedulePolicy::kBalanced,
                                          SchedulePolicy::kBatchInvariant),
@@ -371,22 +355,6 @@ TEST(Schedule, SharesAreBalanced) {
       }
     }
   }
-}
-
-// Little work is cut into as many shares as there are threads, much into all.
-TEST(Schedule, ThereAreNoMoreSharesThanTheWorkIsWorth) {
-  ScheduleLimits limits;
-  limits.threads = 3;
-  TileClass cls;
-  cls.workers = 12;
-  EXPECT_EQ(shares_of(limits, cls, 1), 12);  // no such limit
-  cls.least_share_cost = 100;
-  EXPECT_EQ(shares_of(limits, cls, 1), 3);
-  EXPECT_EQ(shares_of(limits, cls, 599), 5);
-  EXPECT_EQ(shares_of(limits, cls, 5000), 12);
-  cls.head_lanes = 4;  // of which each thread has at most one
-  EXPECT_EQ(shares_of(limits, cls, 1), 1);
-  EXPECT_EQ(shares_of(limits, cls, 5000), 3);
 }
 
 // kBatchInvariant: a sequence's pieces are the same alone and among others.
