@@ -88,8 +88,8 @@ HWY_INLINE LaneVec hide_scores(LaneVec s, IntVec key, IntVec prefix_end, IntVec 
 inline constexpr std::int64_t kRowsTurned = kLanes < 4 ? 1 : 4;
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i and j below kRowsTurned.
-HWY_INLINE void turn_block(const float* from, std::int64_t from_stride, float* to,
-                           std::int64_t to_stride) {
+HWY_INLINE void turn_block(const float* from, [[maybe_unused]] std::int64_t from_stride, float* to,
+                           [[maybe_unused]] std::int64_t to_stride) {
 #if HWY_TARGET == HWY_SCALAR
   *to = *from;
 #else

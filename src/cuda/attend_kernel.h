@@ -15,7 +15,8 @@ namespace diffkv::cuda {
 
 struct AttendKernel {
   std::string_view name;  // what Support::kernel says
-  // Whether it can merge the cut tiles of a kBalanced plan itself (AttendKernelParams::merges_tiles).
+  // Whether it can merge the cut tiles of a kBalanced plan itself
+  // (AttendKernelParams::merges_tiles).
   bool can_merge_tiles;
 
   // The tile classes of plans of this key on this GPU, `workers` included; workers are resident

@@ -179,11 +179,12 @@ class CudaBackend final : public Backend {
     return *choice.kernel;
   }
 
-  // A tile is merged by the block that leaves its last partial where it is decode's, of few rows, and
-  // in few parts; many rows or parts are merged faster by the many blocks of combine.
+  // A tile is merged by the block that leaves its last partial where it is decode's, of few rows,
+  // and in few parts; many rows or parts are merged faster by the many blocks of combine.
   static bool merges_tiles(const AttendKernel& kernel, const Plan& plan) {
     constexpr std::int64_t kMostParts = 8;
-    const std::int64_t tiles = plan.tables().num_seqs * plan.key().num_kv_heads;  // of a query a seq.
+    const std::int64_t tiles =
+        plan.tables().num_seqs * plan.key().num_kv_heads;  // of a query a seq.
     return kernel.can_merge_tiles && plan.key().policy == SchedulePolicy::kBalanced &&
            plan.limits().num_classes == 1 && plan.limits().classes[0].workers <= kMostParts * tiles;
   }
