@@ -226,6 +226,7 @@ DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqT
 DIFFKV_HD inline std::int32_t invariant_piece_end(const InvariantCut& cut, const Tile& tile,
                                                   std::int32_t v) {
   if (cut.ranges <= 1) return tile.num_blocks;
+  // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): ranges are of whole blocks
   const std::int32_t range = tile.block_at(v) / cut.blocks_per_range;
   return tile.blocks_below((range + 1) * cut.blocks_per_range);
 }

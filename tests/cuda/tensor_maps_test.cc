@@ -29,7 +29,7 @@ AttendKernelParams packed(const device::Memory& memory, std::int32_t block_size,
   params.key = {static_cast<const std::byte*>(memory.data()), std::int64_t{block_size} * 4 * 320,
                 4 * 320, 320, dtype};
   params.value = params.key;
-  params.value.data += 192 * size_of(dtype);
+  params.value.data += 192 * static_cast<std::int64_t>(size_of(dtype));
   return params;
 }
 
