@@ -121,7 +121,7 @@ class CudaBackend final : public Backend {
     const DeviceGuard guard(args.query.device);
     const AttendKernel& kernel = kernel_of(params, args, plan);
     AttendKernelParams p = attend_kernel_params(params, args, plan);
-    p.merges_tiles = merges_tiles(kernel, plan);
+    p.merges_tiles = few_parts(plan) && kernel.can_merge_tiles;
     for (std::int32_t c = 0; c < plan.limits().num_classes; ++c) {
       kernel.launch(p, c, handle_of(stream));
     }
@@ -131,7 +131,7 @@ class CudaBackend final : public Backend {
                Stream stream) const override {
     if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
-    if (merges_tiles(kernel_of(params, args, plan), plan)) return;
+    if (few_parts(plan) && kernel_of(params, args, plan).can_merge_tiles) return;
     cuda::combine(attend_kernel_params(params, args, plan), gpu(args.query.device.index),
                   handle_of(stream));
   }
@@ -179,14 +179,15 @@ class CudaBackend final : public Backend {
     return *choice.kernel;
   }
 
-  // A tile is merged by the block that leaves its last partial where it is decode's, of few rows,
-  // and in few parts; many rows or parts are merged faster by the many blocks of combine.
-  static bool merges_tiles(const AttendKernel& kernel, const Plan& plan) {
+  // Whether cut tiles are of decode, of few rows, and in few parts: then the block that leaves a
+  // tile's last partial merges it. Many rows or parts are merged faster by the many blocks of
+  // combine.
+  static bool few_parts(const Plan& plan) {
     constexpr std::int64_t kMostParts = 8;
-    const std::int64_t tiles =
-        plan.tables().num_seqs * plan.key().num_kv_heads;  // of a query a seq.
-    return kernel.can_merge_tiles && plan.key().policy == SchedulePolicy::kBalanced &&
-           plan.limits().num_classes == 1 && plan.limits().classes[0].workers <= kMostParts * tiles;
+    const ScheduleLimits& limits = plan.limits();
+    if (plan.key().policy != SchedulePolicy::kBalanced || limits.num_classes != 1) return false;
+    const std::int64_t tiles = plan.tables().num_seqs * plan.key().num_kv_heads;  // one a head
+    return limits.classes[0].workers <= kMostParts * tiles;
   }
 
   // Only another choice of kernels since the plan was made makes these differ. Plans leave out the
