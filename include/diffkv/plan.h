@@ -130,9 +130,9 @@ struct PlanTables {
   std::array<std::int64_t*, kMaxTileClasses> cost_before{};  // [num_seqs + 1]
   std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers / head_lanes + 1]
   std::array<FirstPiece*, kMaxTileClasses> first_pieces{};   // [workers / head_lanes]
-  // [workers]: of the tile that a worker starts and does not end, the blocks whose partials are
-  // there, for kernels whose blocks merge tiles themselves; 0 before and after an attend.
-  std::array<std::int32_t*, kMaxTileClasses> blocks_done{};
+  // [workers], for kernels whose thread blocks merge tiles themselves: of the tile that a worker
+  // starts and does not end, who has left a partial (see TileMerge); 0 before and after an attend.
+  std::array<std::uint64_t*, kMaxTileClasses> arrivals{};
   // [workers], kBatchInvariant: cut tiles that start in a worker's share, once an attend has
   // counted them; -1: not known.
   std::array<std::int32_t*, kMaxTileClasses> cut_tiles{};

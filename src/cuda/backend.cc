@@ -121,8 +121,12 @@ class CudaBackend final : public Backend {
     const DeviceGuard guard(args.query.device);
     const AttendKernel& kernel = kernel_of(params, args, plan);
     AttendKernelParams p = attend_kernel_params(params, args, plan);
-    p.merges_tiles = few_parts(plan) && kernel.can_merge_tiles;
-    for (std::int32_t c = 0; c < plan.limits().num_classes; ++c) {
+    p.merges_tiles = merges_tiles(kernel, plan);
+    // The classes of the largest tiles first: what is left over then is small.
+    const std::int32_t classes = plan.limits().num_classes;
+    for (std::int32_t c = classes - 1; c >= 0; --c) {
+      p.after_sibling = c < classes - 1;
+      p.before_sibling = c > 0;
       kernel.launch(p, c, handle_of(stream));
     }
   }
@@ -131,7 +135,7 @@ class CudaBackend final : public Backend {
                Stream stream) const override {
     if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
-    if (few_parts(plan) && kernel_of(params, args, plan).can_merge_tiles) return;
+    if (merges_tiles(kernel_of(params, args, plan), plan)) return;
     cuda::combine(attend_kernel_params(params, args, plan), gpu(args.query.device.index),
                   handle_of(stream));
   }
@@ -179,15 +183,10 @@ class CudaBackend final : public Backend {
     return *choice.kernel;
   }
 
-  // Whether cut tiles are of decode, of few rows, and in few parts: then the block that leaves a
-  // tile's last partial merges it. Many rows or parts are merged faster by the many blocks of
-  // combine.
-  static bool few_parts(const Plan& plan) {
-    constexpr std::int64_t kMostParts = 8;
-    const ScheduleLimits& limits = plan.limits();
-    if (plan.key().policy != SchedulePolicy::kBalanced || limits.num_classes != 1) return false;
-    const std::int64_t tiles = plan.tables().num_seqs * plan.key().num_kv_heads;  // one a head
-    return limits.classes[0].workers <= kMostParts * tiles;
+  // Whether the kernel merges the plan's cut tiles itself. Pieces of kBatchInvariant plans may be
+  // any number a worker, and their tiles' parts anywhere.
+  static bool merges_tiles(const AttendKernel& kernel, const Plan& plan) {
+    return kernel.can_merge_tiles && plan.key().policy == SchedulePolicy::kBalanced;
   }
 
   // Only another choice of kernels since the plan was made makes these differ. Plans leave out the

@@ -7,7 +7,8 @@ namespace diffkv::cuda {
 // Returns when all kernels that the stream got before this one have ended, and what they wrote can
 // be read. Every thread calls it before it reads or writes anything that an earlier kernel may
 // write or read, and before it ends: whoever waits for this kernel waits so for those before it,
-// too.
+// too. A kernel that has nothing to do with the one before it, whose start means that all before
+// that have ended, may call it at its end only.
 __device__ inline void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int c = 0; c < view.limits.num_classes; ++c) {
 #pragma unroll 1
     for (std::int32_t w = thread; w < view.limits.classes[c].workers; w += threads) {
-      tables.blocks_done[c][w] = 0;
+      tables.arrivals[c][w] = 0;
       tables.cut_tiles[c][w] = -1;
     }
   }

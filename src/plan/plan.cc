@@ -61,7 +61,7 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
     tables.cost_before[c] = layout.take<std::int64_t>(maxima.max_seqs + 1);
     tables.starts[c] = layout.take<detail::WorkStart>(limits.classes[c].workers + 1);
     tables.first_pieces[c] = layout.take<detail::FirstPiece>(limits.classes[c].workers);
-    tables.blocks_done[c] = layout.take<std::int32_t>(limits.classes[c].workers);
+    tables.arrivals[c] = layout.take<std::uint64_t>(limits.classes[c].workers);
     tables.cut_tiles[c] = layout.take<std::int32_t>(limits.classes[c].workers);
     tables.first_slot[c] = static_cast<std::int32_t>(slots);
     tables.first_partial_row[c] = rows;
@@ -126,7 +126,7 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
     for (std::int32_t share = 0; share < num_shares(limits.classes[c]); ++share) {
       tables.first_pieces[c][share] = first_piece_of(view, c, share);
     }
-    std::fill_n(tables.blocks_done[c], limits.classes[c].workers, 0);
+    std::fill_n(tables.arrivals[c], limits.classes[c].workers, 0);
     std::fill_n(tables.cut_tiles[c], limits.classes[c].workers, -1);
   }
 }

@@ -129,7 +129,7 @@ struct Placed {
       tables.cost_before[c] = layout.take<std::int64_t>(n + 1);
       tables.starts[c] = layout.take<detail::WorkStart>(in.limits.classes[c].workers + 1);
       tables.first_pieces[c] = layout.take<detail::FirstPiece>(in.limits.classes[c].workers);
-      tables.blocks_done[c] = layout.take<std::int32_t>(in.limits.classes[c].workers);
+      tables.arrivals[c] = layout.take<std::uint64_t>(in.limits.classes[c].workers);
       tables.cut_tiles[c] = layout.take<std::int32_t>(in.limits.classes[c].workers);
       tables.first_slot[c] = 1000000 * c;
     }

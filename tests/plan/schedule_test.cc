@@ -44,7 +44,7 @@ struct Planned {
   std::vector<std::int64_t> cost_before[kMaxTileClasses];
   std::vector<WorkStart> starts[kMaxTileClasses];
   std::vector<detail::FirstPiece> first_pieces[kMaxTileClasses];
-  std::vector<std::int32_t> blocks_done[kMaxTileClasses];
+  std::vector<std::uint64_t> arrivals[kMaxTileClasses];
   std::vector<std::int32_t> cut_tiles[kMaxTileClasses];
   PlanTables tables;
 
@@ -134,8 +134,8 @@ struct Planned {
       tables.starts[c] = starts[c].data();
       first_pieces[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
       tables.first_pieces[c] = first_pieces[c].data();
-      blocks_done[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
-      tables.blocks_done[c] = blocks_done[c].data();
+      arrivals[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
+      tables.arrivals[c] = arrivals[c].data();
       cut_tiles[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
       tables.cut_tiles[c] = cut_tiles[c].data();
       tables.first_slot[c] = tables.num_slots;

@@ -37,8 +37,11 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     }
     ptx::fence_barrier_init();
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};
+    *shared.began = clock64();
   }
-  let_next_kernel_start();
+  // The kernel of another class of the same attend does not wait, so it may only start when all
+  // that came before this one has ended.
+  if (!params.before_sibling) let_next_kernel_start();
   if (params.head_size_qk < T::kHeadSizeQk || params.head_size_v < T::kHeadSizeV) {
     // Columns past the true sizes are never copied to; they must not hold NaN.
     const SharedLayout<T> layout(depth);
@@ -49,18 +52,30 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     ptx::fence_before_tensor_copies();
   }
   __syncthreads();
-  wait_for_earlier_kernels();
+  if (!params.after_sibling) wait_for_earlier_kernels();
+  if (params.before_sibling) let_next_kernel_start();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
-  if (threadIdx.x >= T::Grid::kConsumers * kWarp) {
+  const bool merges = params.merges_tiles;
+  const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
+  bool active = merges;  // in the merge
+  if (!consumes) {
     if constexpr (T::Grid::kGiveRegisters) ptx::leave_registers<56>();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
+    active = merges && threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
+    if (active) TileMerge<T>(params, shared, tile_class).count_parts();
+    active = active && Rehearsal<T>::kPays;
   } else {
     if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
     Consumer<T>(params, shared, depth).run();
-    if (params.merges_tiles) {
-      TileMerge<T>(params, shared.cut_pieces, tile_class).run();
+    if (merges) active = TileMerge<T>(params, shared, tile_class).meet();
+    if constexpr (!Rehearsal<T>::kPays) {
+      if (active) TileMerge<T>(params, shared, tile_class).run(true);
     }
   }
+  if constexpr (Rehearsal<T>::kPays) {
+    if (active) TileMerge<T>(params, shared, tile_class).run(consumes);
+  }
+  if (params.after_sibling) wait_for_earlier_kernels();
 }
 
 }  // namespace diffkv::cuda::mma

@@ -96,7 +96,7 @@ struct Family {
     cls.tile_rows = T::Grid::kRows;
     cls.max_seq_rows = T::Grid::kRows;
     cls.block_keys = T::Grid::kBlockKeys;
-    cls.workers = gpu.num_sms * blocks_per_sm<T>(gpu);
+    cls.workers = std::min(gpu.num_sms * blocks_per_sm<T>(gpu), kMostParts);
     return cls;
   }
 

@@ -1,6 +1,8 @@
-// The block that leaves the last partial of a cut tile merges all of them into output rows, in the
-// order of their keys whoever that is. Another kernel would wait for the slowest block, and then
-// for its own instructions and for what says which tiles are cut.
+// Cut tiles are merged by the blocks that had their parts, in the order of the parts whoever does
+// it. Of a tile in few parts, the block that leaves the last partial merges all rows. Of one in
+// many, whose blocks all end at about the same time, each merges some rows as soon as the last
+// partial is there. Another kernel would wait for the slowest block, and then for its own
+// instructions and for what says which tiles are cut.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,212 +27,405 @@ class TileMerge {
  public:
   using Grid = typename T::Grid;
 
-  __device__ TileMerge(const AttendKernelParams& params, CutPiece* cut_pieces,
+  __device__ TileMerge(const AttendKernelParams& params, const Shared<T>& shared,
                        std::int32_t tile_class)
       : params_(params),
-        cut_pieces_(cut_pieces),
+        cut_pieces_(shared.cut_pieces),
+        part_shares_(shared.part_shares),
+        memory_(shared.stages),
+        began_(shared.began),
         tile_class_(tile_class),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp) {}
 
-  // All consumer warps, when they have written everything.
-  __device__ void run() const {
-    // The first parts' slots are on their way while the writes end.
-    std::int32_t slots[2];
-    bool inside[2] = {};
-#pragma unroll
+  // The warp that describes the pieces, when it has described all: how many parts their tiles have,
+  // which shares these are, and which is this block's.
+  __device__ void count_parts() const {
+#pragma unroll 1
     for (int i = 0; i < 2; ++i) {
-      slots[i] = slot_of_part(cut_pieces_[i], lane_, inside[i]);
+      CutPiece& piece = cut_pieces_[i];
+      std::int32_t all = 0;
+      std::int32_t before = 0;
+      bool inside = piece.blocks > 0;
+#pragma unroll 1
+      for (std::int32_t first = 0; __all_sync(kAllLanes, inside); first += kWarp) {
+        const std::int32_t share = first + lane_;
+        const std::int32_t slot = slot_of_share(piece, share, inside);
+        const std::uint32_t there = __ballot_sync(kAllLanes, slot >= 0);
+        const std::int32_t index = all + __popc(there & ((1U << lane_) - 1U));
+        if (slot >= 0) part_shares_[i * kMostParts + index] = static_cast<std::uint16_t>(share);
+        all += __popc(there);
+        before += __popc(__ballot_sync(kAllLanes, slot >= 0 && slot < piece.slot));
+      }
+      if (lane_ == 0) {
+        piece.parts = all;
+        piece.part = before;
+      }
+      __syncwarp();
     }
+    ptx::arrive_at(kPartsBarrier, kMeeting);
+  }
+
+  // All consumer warps, when they have written everything. Returns whether there may be something
+  // to merge.
+  __device__ bool meet() const {
     __threadfence();
-    Finish<T>::sync();
-    if (threadIdx.x < 2) arrive(cut_pieces_[threadIdx.x]);
+    ptx::sync(kPartsBarrier, kMeeting);
+    if (cut_pieces_[0].blocks == 0 && cut_pieces_[1].blocks == 0) return false;
+    if (threadIdx.x < 2) meet(cut_pieces_[threadIdx.x]);
     Finish<T>::sync();
     __threadfence();
+    return true;
+  }
+
+  // All consumer warps. Another warp may go through the same instructions before, without effect
+  // (`merges` is false), so that these are in the cache when they are needed.
+  __device__ void run(bool merges) const {
+    // Else the compiler would see that there is no effect.
+    std::int32_t opaque = merges ? 1 : 0;
+    asm volatile("" : "+r"(opaque));
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       const CutPiece& piece = cut_pieces_[i];
-      if (piece.blocks == 0) continue;
-#pragma unroll 1
-      for (std::int32_t row = warp_ * kRows; row < piece.num_rows;
-           row += Grid::kConsumers * kRows) {
-        merge_rows(piece, row, i == 0 ? slots[0] : slots[1], i == 0 ? inside[0] : inside[1]);
-      }
+      if (opaque == 0 || piece.merger != CutPiece::kNobody) merge_tile(piece, i, opaque != 0);
     }
   }
 
  private:
-  static constexpr int kRows = 4;     // that a warp merges at a time
   static constexpr int kColumns = 4;  // neighbouring ones of a lane
-  static constexpr int kVectors = (T::kHeadSizeV + kWarp * kColumns - 1) / (kWarp * kColumns);
-  static constexpr int kBatch = kVectors == 1 ? 4 : 2;  // parts that are loaded at a time
+  static constexpr int kLanes = 8;    // of a group, which has one row at a time
+  static constexpr int kGroups = kWarp / kLanes;
+  static constexpr int kVectors = T::kHeadSizeV / (kLanes * kColumns);  // of a lane in a group
+  static constexpr int kBatch = kVectors > 4 ? 1 : 2;  // parts that a group loads at a time
+  // Of rows that all warps of a block share, what each leaves for the first.
+  struct alignas(16) WarpSums {
+    float acc[T::kHeadSizeV];
+    float max;
+    float sum;
+  };
+  static_assert(Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
+  // All blocks of a tile merge it together, row by row, where none has more rows than that.
+  static constexpr std::int32_t kMostRowsOfBlock = 2;
+  static constexpr int kPartsBarrier = 2;
+  static constexpr int kMeeting = (Grid::kConsumers + 1) * kWarp;
 
-  // Leaves a piece whose tile has others still to come to their blocks.
-  __device__ void arrive(CutPiece& piece) const {
-    if (piece.blocks == 0) return;
-    std::int32_t* done = params_.schedule.tables.blocks_done[tile_class_] + piece.first_worker;
-    if (atomicAdd(done, piece.blocks) + piece.blocks < piece.blocks_of_tile) {
-      piece.blocks = 0;
-    } else {
-      *done = 0;
+  // A tile's word of PlanTables::arrivals: blocks of keys whose partials are there; workers that
+  // did not want to wait for the others any longer; workers that need the word no more.
+  using Word = unsigned long long;
+  static constexpr Word kOneTired = 1ULL << 32;
+  static constexpr Word kOneGone = 1ULL << 48;
+  static __device__ std::int32_t blocks_of(Word word) { return static_cast<std::int32_t>(word); }
+  static __device__ bool any_tired(Word word) { return (word >> 32 & 0xffffU) != 0; }
+  static __device__ std::int32_t gone_of(Word word) {
+    return static_cast<std::int32_t>(word >> 48);
+  }
+  // Clock cycles, some 50 us, or as long as it has worked: a block waits no longer for the others,
+  // which may need its SM to start.
+  static constexpr long long kPatience = 100'000;
+
+  // Says that this block's partial is there, and finds out who is to merge the tile. By one thread
+  // a piece, both at once.
+  __device__ void meet(CutPiece& piece) const {
+    auto* word = reinterpret_cast<unsigned long long*>(
+        params_.schedule.tables.arrivals[tile_class_] + piece.first_worker);
+    const bool cut = piece.blocks > 0;
+    const bool together = is_for_all(piece);
+    bool complete = false;
+    if (cut) {
+      const Word before = atomicAdd(word, static_cast<Word>(piece.blocks));
+      complete = blocks_of(before) + piece.blocks >= piece.blocks_of_tile;
+      // The last one also does the work of those who left.
+      if (complete) {
+        piece.merger = together && !any_tired(before) ? CutPiece::kAllBlocks : CutPiece::kThisBlock;
+      }
     }
+    const long long begin = clock64();
+    const long long patience = max(kPatience, begin - *began_);
+    for (bool waits = cut && together && !complete; __any_sync(0x3U, waits);) {
+      if (!waits) continue;
+      Word now = *static_cast<volatile Word*>(word);
+      if (blocks_of(now) < piece.blocks_of_tile && clock64() - begin > patience) {
+        waits = false;
+        now = atomicAdd(word, kOneTired);
+      }
+      if (blocks_of(now) >= piece.blocks_of_tile) {
+        waits = false;
+        piece.merger = CutPiece::kAllBlocks;
+      }
+    }
+    if (!cut) return;
+    const bool last = together ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts : complete;
+    if (last) *word = 0;
   }
 
-  // The partial of part `part`, or -1: 0 is the first share's, each share that starts inside the
-  // tile has another, unless it is empty. `inside`: whether there may be more behind it.
-  __device__ std::int32_t slot_of_part(const CutPiece& piece, std::int32_t part,
-                                       bool& inside) const {
+  static __device__ bool is_for_all(const CutPiece& piece) {
+    return kMostRowsOfBlock * piece.parts >= piece.num_rows;
+  }
+
+  // The partial of the share that is `share` after the tile's first, or -1: the first has one, each
+  // that starts inside the tile has another, unless it is empty. `inside`: whether there may be
+  // more behind it.
+  __device__ std::int32_t slot_of_share(const CutPiece& piece, std::int32_t share,
+                                        bool& inside) const {
     const plan::ScheduleView& schedule = params_.schedule;
     const std::int32_t lanes = schedule.limits.classes[tile_class_].head_lanes;
     const plan::WorkStart* starts = schedule.tables.starts[tile_class_];
-    const std::int32_t first_share = piece.first_worker / lanes;
-    const std::int32_t shares = schedule.limits.classes[tile_class_].workers / lanes;
-    const std::int32_t slot =
-        schedule.tables.first_slot[tile_class_] + 2 * (piece.first_worker + part * lanes);
-    inside = part == 0;
-    if (inside) return slot + 1;
-    if (first_share + part >= shares) return -1;
-    const plan::WorkStart start = starts[first_share + part];
-    const plan::WorkStart stop = starts[first_share + part + 1];
+    const std::int32_t first_share = plan::divide(piece.first_worker, lanes);
+    const std::int32_t shares = plan::divide(schedule.limits.classes[tile_class_].workers, lanes);
+    inside = share == 0;
+    if (inside) return slot_of(piece, share);
+    if (first_share + share >= shares) return -1;
+    const plan::WorkStart start = starts[first_share + share];
+    const plan::WorkStart stop = starts[first_share + share + 1];
     inside = plan::starts_inside(start, {piece.seq, piece.line_index, 0});
-    return inside && plan::before(start, stop) ? slot : -1;
+    return inside && plan::before(start, stop) ? slot_of(piece, share) : -1;
+  }
+  __device__ std::int32_t slot_of(const CutPiece& piece, std::int32_t share) const {
+    const std::int32_t lanes = params_.schedule.limits.classes[tile_class_].head_lanes;
+    return params_.schedule.tables.first_slot[tile_class_] +
+           2 * (piece.first_worker + share * lanes) + (share == 0 ? 1 : 0);
   }
 
-  // `slot` and `inside`: of part `lane_`.
-  __device__ void merge_rows(const CutPiece& piece, std::int32_t row, std::int32_t slot,
-                             bool inside) const {
-    const detail::PlanTables& tables = params_.schedule.tables;
-    core::SoftmaxState state[kRows];
-    float4 acc[kRows][kVectors] = {};
+  // This block's rows of a tile. If it is for all blocks, a block has one row at a time, whose
+  // parts its groups of lanes divide; else a warp has kGroups rows, each for one group.
+  __device__ void merge_tile(const CutPiece& piece, int list, bool merges) const {
+    const std::int32_t parts = merges ? piece.parts : 0;
+    const bool together = merges ? is_for_all(piece) : list > 0;
+    const bool shared = piece.merger == CutPiece::kAllBlocks;
+    std::int32_t row = !merges ? 0 : !together ? warp_ * kGroups : shared ? piece.part : 0;
+    const std::int32_t end = merges ? piece.num_rows : 1;
+    const std::int32_t step = !together          ? Grid::kConsumers * kGroups
+                              : shared && merges ? piece.parts
+                                                 : 1;
 #pragma unroll 1
-    for (std::int32_t first = 0;;) {
-      // Lane i knows part first + i.
-      const std::uint32_t parts = __ballot_sync(kAllLanes, slot >= 0);
-      const std::int64_t at = plan::partial_row(
-          params_.schedule, tile_class_, slot >= 0 ? slot : tables.first_slot[tile_class_], row);
-      core::SoftmaxState own[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (slot < 0) continue;
-        own[r].max = __ldcg(tables.partial_max + at + r);
-        own[r].sum = __ldcg(tables.partial_sum + at + r);
+    for (; row < end; row += step) {
+      const bool writes = merges && (!together || warp_ == 0);
+      const RowOut out = row_out(piece, together ? row : row + lane_ / kLanes, writes);
+      RowSums sums;
+      if (together) {
+        constexpr std::int32_t kMembers = Grid::kConsumers * kGroups;
+        const std::int32_t member = warp_ * kGroups + lane_ / kLanes;
+        add_parts(piece, list, parts, row, member, kMembers, sums);
+        add_groups(sums);
+        add_warps(sums, merges);
+      } else {
+        add_parts(piece, list, parts, row + lane_ / kLanes, 0, 1, sums);
       }
-      float4 rows[kBatch][kRows][kVectors];
-      const auto load = [&](std::int32_t part) {
+      write_row(out, sums, together);
+    }
+  }
+
+  // Of one row: the softmax, the same in all lanes of a group, and the columns of this lane.
+  struct RowSums {
+    core::SoftmaxState state;
+    float4 acc[kVectors] = {};
+  };
+
+  // Of a group: adds the parts first, first + step, ... of its row.
+  __device__ void add_parts(const CutPiece& piece, int list, std::int32_t parts, std::int32_t row,
+                            std::int32_t first, std::int32_t step, RowSums& sums) const {
+    const detail::PlanTables& tables = params_.schedule.tables;
+    const std::int32_t in_group = lane_ % kLanes;
+    const std::int32_t group = lane_ - in_group;
+#pragma unroll 1
+    for (std::int32_t begin = 0;; begin += kLanes * step) {
+      // A lane knows one part.
+      const std::int32_t part = begin + first + in_group * step;
+      core::SoftmaxState own;
+      std::int64_t at = 0;
+      if (part < parts) {
+        const std::int32_t slot = slot_of(piece, part_shares_[list * kMostParts + part]);
+        at = plan::partial_row(params_.schedule, tile_class_, slot, row);
+        own.max = __ldcg(tables.partial_max + at);
+        own.sum = __ldcg(tables.partial_sum + at);
+      }
+      const std::uint32_t there = __ballot_sync(kAllLanes, part < parts);
+      float4 loaded[kBatch][kVectors];
+      const auto load = [&](int i) {
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
-          const std::int64_t from = __shfl_sync(kAllLanes, at, part + j);
-          const float* data = tables.partial_acc + from * tables.partial_stride;
+          const std::int64_t from = __shfl_sync(kAllLanes, at, group + i + j);
+          if ((there >> (group + i + j) & 1U) == 0) continue;
+          const float* acc = tables.partial_acc + from * tables.partial_stride;
 #pragma unroll
-          for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-            for (int v = 0; v < kVectors; ++v) {
-              const std::int32_t column = (v * kWarp + lane_) * kColumns;
-              if (column >= params_.head_size_v || (parts >> (part + j) & 1U) == 0) continue;
-              rows[j][r][v] = __ldcg(
-                  reinterpret_cast<const float4*>(data + r * tables.partial_stride + column));
-            }
+          for (int v = 0; v < kVectors; ++v) {
+            const std::int32_t column = column_of(v, false);
+            if (column >= params_.head_size_v) continue;
+            loaded[j][v] = __ldcg(reinterpret_cast<const float4*>(acc + column));
           }
         }
       };
       load(0);
-      float weight[kRows];
-      float keep[kRows];
+      const float keep = add_state(sums.state, own);
+      const float weight = core::exp_difference(own.max, sums.state.max);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        core::SoftmaxState& all = state[r];
-        const float max = fmaxf(all.max, warp_max(own[r].max));
-        weight[r] = core::exp_difference(own[r].max, max);
-        keep[r] = core::exp_difference(all.max, max);
-        // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
-        const float sum = own[r].sum;
-        const float added = warp_sum(isnan(sum) ? sum : sum * weight[r]);
-        all = {max, (isnan(all.sum) ? all.sum : all.sum * keep[r]) + added};
-      }
-      const std::int32_t end = kWarp - __clz(static_cast<int>(parts));
+      for (int v = 0; v < kVectors; ++v) scale(sums.acc[v], keep);
+      std::uint32_t rounds = there | there >> 16;  // those that some group has a part in
+      rounds = (rounds | rounds >> 8) & 0xffU;
 #pragma unroll 1
-      for (std::int32_t part = 0; part < end; part += kBatch) {
-        if (part > 0) load(part);
+      for (int i = 0; i < kLanes; i += kBatch) {
+        if (i > 0) load(i);
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
-          const bool there = (parts >> (part + j) & 1U) != 0;
+          const float add = __shfl_sync(kAllLanes, weight, group + i + j);
+          if ((there >> (group + i + j) & 1U) == 0) continue;
 #pragma unroll
-          for (int r = 0; r < kRows; ++r) {
-            const float add = __shfl_sync(kAllLanes, weight[r], part + j);
-            if (!there) continue;
+          for (int v = 0; v < kVectors; ++v) add_scaled(sums.acc[v], add, loaded[j][v]);
+        }
+        if (rounds >> (i + kBatch) == 0) break;
+      }
+      if (begin + kLanes * step >= parts) break;
+    }
+  }
+
+  // Adds what the lanes of a group know of parts to their row's softmax; returns what the sums so
+  // far are to be multiplied with.
+  __device__ float add_state(core::SoftmaxState& state, const core::SoftmaxState& own) const {
+    float max = fmaxf(state.max, own.max);
 #pragma unroll
-            for (int v = 0; v < kVectors; ++v) {
-              scale_and_add(acc[r][v], keep[r], add, rows[j][r][v]);
-            }
-            keep[r] = 1.0F;
-          }
+    for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, lanes));
+    }
+    float added = scaled_sum(own, max);
+#pragma unroll
+    for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+      added += __shfl_xor_sync(kAllLanes, added, lanes);
+    }
+    const float keep = core::exp_difference(state.max, max);
+    state = {max, scaled_sum(state, max) + added};
+    return keep;
+  }
+
+  // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
+  static __device__ float scaled_sum(const core::SoftmaxState& state, float max) {
+    return isnan(state.sum) ? state.sum : state.sum * core::exp_difference(state.max, max);
+  }
+
+  // Into all groups of a warp, which have parts of the same row, the sums of all.
+  __device__ void add_groups(RowSums& sums) const {
+    float max = sums.state.max;
+#pragma unroll
+    for (int lanes = kLanes; lanes < kWarp; lanes *= 2) {
+      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, lanes));
+    }
+    const float keep = core::exp_difference(sums.state.max, max);
+    sums.state = {max, across_groups(scaled_sum(sums.state, max))};
+#pragma unroll
+    for (auto& x : sums.acc) {
+      scale(x, keep);
+      x = make_float4(across_groups(x.x), across_groups(x.y), across_groups(x.z),
+                      across_groups(x.w));
+    }
+  }
+  static __device__ float across_groups(float x) {
+#pragma unroll
+    for (int lanes = kLanes; lanes < kWarp; lanes *= 2) {
+      x += __shfl_xor_sync(kAllLanes, x, lanes);
+    }
+    return x;
+  }
+
+  // Into the first warp, the sums of all warps; there the columns are spread over all lanes.
+  __device__ void add_warps(RowSums& sums, bool merges) const {
+    auto* of_warps = reinterpret_cast<WarpSums*>(memory_);
+    if (merges) {
+      WarpSums& own = of_warps[warp_];
+      if (lane_ == 0) {
+        own.max = sums.state.max;
+        own.sum = sums.state.sum;
+      }
+      if (lane_ < kLanes) {
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          *reinterpret_cast<float4*>(own.acc + column_of(v, false)) = sums.acc[v];
         }
       }
-      if (!__all_sync(kAllLanes, inside)) break;
-      first += kWarp;
-      slot = slot_of_part(piece, first + lane_, inside);
+      Finish<T>::sync();
     }
-#pragma unroll 1
-    for (int r = 0; r < kRows; ++r) {
-      // Of row r by selection, so that the loop need not be unrolled.
-      core::SoftmaxState own = state[0];
-      float4 sums[kVectors];
+    if (!merges || warp_ == 0) {
+      sums = RowSums();
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) sums[v] = acc[0][v];
-#pragma unroll
-      for (int k = 1; k < kRows; ++k) {
-        if (k != r) continue;
-        own = state[k];
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) sums[v] = acc[k][v];
+      for (int w = 0; w < Grid::kConsumers; ++w) {
+        sums.state.max = fmaxf(sums.state.max, of_warps[w].max);
       }
-      if (row + r < piece.num_rows) write_row(piece, row + r, own, sums);
+#pragma unroll 1
+      for (int w = 0; w < Grid::kConsumers; ++w) {
+        const core::SoftmaxState other{of_warps[w].max, of_warps[w].sum};
+        const float add = core::exp_difference(other.max, sums.state.max);
+        sums.state.sum += scaled_sum(other, sums.state.max);
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          const std::int32_t column = column_of(v, true);
+          if (column >= T::kHeadSizeV) continue;
+          add_scaled(sums.acc[v], add, *reinterpret_cast<const float4*>(of_warps[w].acc + column));
+        }
+      }
     }
+    if (merges) Finish<T>::sync();
   }
 
-  __device__ void write_row(const CutPiece& piece, std::int32_t row,
-                            const core::SoftmaxState& state, const float4 (&sums)[kVectors]) const {
-    plan::Piece planned;
-    planned.seq = piece.seq;
-    planned.tile.kv_head = piece.kv_head;
-    planned.tile.first_row = piece.first_row;
-    const RowPlace place = row_place(params_.schedule, planned, row);
-    if (place.token >= params_.schedule.tables.num_tokens) return;
-    const RowScales scales = row_scales(params_, place.head, piece.kv_head);
-    const RowEnd end = finish_row(params_, place.token, place.head, scales, state, lane_ == 0);
-    std::byte* to = row_at(params_.output, place.token, place.head);
+  // The first column of a lane's vector: of a group's lanes, or of all.
+  __device__ std::int32_t column_of(int v, bool all_lanes) const {
+    return (all_lanes ? v * kWarp + lane_ : v * kLanes + lane_ % kLanes) * kColumns;
+  }
+
+  // Where a row of the output is, and what its end needs; nowhere if it is not written.
+  struct RowOut {
+    std::byte* to = nullptr;
+    std::int64_t token = 0;
+    std::int32_t head = 0;
+    RowScales scales{};
+  };
+
+  __device__ RowOut row_out(const CutPiece& piece, std::int32_t row, bool valid) const {
+    RowOut out;
+    const std::int32_t group = params_.schedule.group;
+    const std::int32_t index = piece.first_row + row;
+    const std::int32_t query = plan::divide(index, group);
+    out.token = std::int64_t{piece.first_token} + query;
+    if (!valid || row >= piece.num_rows || out.token >= params_.schedule.tables.num_tokens) {
+      return out;
+    }
+    out.head = piece.kv_head * group + (index - query * group);
+    out.to = row_at(params_.output, out.token, out.head);
+    out.scales = row_scales(params_, out.head, piece.kv_head);
+    return out;
+  }
+
+  __device__ void write_row(const RowOut& out, const RowSums& sums, bool all_lanes) const {
+    if (out.to == nullptr) return;
+    const bool first = (all_lanes ? lane_ : lane_ % kLanes) == 0;
+    const RowEnd end = finish_row(params_, out.token, out.head, out.scales, sums.state, first);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const std::int32_t column = (v * kWarp + lane_) * kColumns;
-      if (column >= params_.head_size_v) continue;
-      const float4 x = sums[v];
-      store_four(params_.output.dtype, make_float4(end(x.x), end(x.y), end(x.z), end(x.w)),
-                 to + column * size_of(params_.output.dtype));
+      const std::int32_t column = column_of(v, all_lanes);
+      if (column >= params_.head_size_v) break;
+      const float4& x = sums.acc[v];
+      store(params_.output.dtype, make_float4(end(x.x), end(x.y), end(x.z), end(x.w)),
+            out.to + column * size_of(params_.output.dtype));
     }
   }
 
-  static __device__ void scale_and_add(float4& x, float keep, float add, const float4& part) {
-    x.x = x.x * keep + part.x * add;
-    x.y = x.y * keep + part.y * add;
-    x.z = x.z * keep + part.z * add;
-    x.w = x.w * keep + part.w * add;
+  // A call: instructions come from memory.
+  static __device__ __noinline__ void store(DType dtype, float4 x, std::byte* to) {
+    store_four(dtype, x, to);
   }
 
-  static __device__ float warp_max(float x) {
-#pragma unroll
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-      x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
-    }
-    return x;
+  static __device__ void scale(float4& x, float by) {
+    x = make_float4(x.x * by, x.y * by, x.z * by, x.w * by);
   }
-  static __device__ float warp_sum(float x) {
-#pragma unroll
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-    return x;
+  static __device__ void add_scaled(float4& x, float by, const float4& other) {
+    x.x = fmaf(other.x, by, x.x);
+    x.y = fmaf(other.y, by, x.y);
+    x.z = fmaf(other.z, by, x.z);
+    x.w = fmaf(other.w, by, x.w);
   }
 
   const AttendKernelParams& params_;
   CutPiece* const cut_pieces_;
+  std::uint16_t* const part_shares_;
+  std::byte* const memory_;  // the stages', when nothing is left to come
+  const long long* const began_;
   const std::int32_t tile_class_;
   const std::int32_t lane_;
   const std::int32_t warp_;

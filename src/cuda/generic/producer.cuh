@@ -31,6 +31,8 @@ class Producer {
   static constexpr std::int32_t kQueryWarps = Grid::kProducers - 1;
   static constexpr std::uint32_t kQueryArrivals = kQueryWarps * kWarpArrivals;
 
+  static constexpr int kDescriber = 1;  // the warp that says what the pieces are
+
   static __device__ bool by_boxes(const KvMaps& maps) { return ptx::kTensorCopies && maps.usable; }
 
   // Descriptions of tensors come from memory, too.
@@ -61,7 +63,9 @@ class Producer {
     plan::Piece piece;
     std::int32_t v = 0;  // the block of the piece that comes next
     bool more = share.first(piece);
-    if constexpr (Rehearsal<T>::kPays) rehearse(copies_keys);
+    if constexpr (Rehearsal<T>::kPays) {
+      if (more) rehearse(copies_keys);
+    }
     if (more) v = piece.begin_block;
     Load pending;
     while (pending.flags != kNoMoreWork) {
@@ -83,7 +87,7 @@ class Producer {
       }
     }
     if (copies_keys) load(pending);
-    if (warp_ == 1 && lane_ == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
+    if (warp_ == kDescriber && lane_ == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
       schedule.tables.cut_tiles[tile_class_][worker] = cut_tiles_;
     }
   }
@@ -105,7 +109,7 @@ class Producer {
     if (warp_ > 0) {
       auto& info = shared_.pieces[query_.index];
       ptx::Barrier* full = shared_.query_full + query_.index;
-      if (warp_ == 1) {
+      if (warp_ == kDescriber) {
         for (std::int32_t row = lane_; row < Grid::kRows; row += kWarp) {
           info.output_at[row] = -1;
           info.prefix_end[row] = info.begin[row] = info.end[row] = 0;
@@ -299,7 +303,7 @@ class Producer {
           });
     }
     ptx::arrive_after_copies(full);
-    if (warp_ == 1) describe(piece, shared_.pieces[buffer]);
+    if (warp_ == kDescriber) describe(piece, shared_.pieces[buffer]);
     __syncwarp();
     if (lane_ == 0) ptx::arrive(full);
     query_.advance(depth_.query_buffers);
@@ -347,9 +351,14 @@ class Producer {
             piece.seq,
             piece.line_index,
             piece.first_share * lanes + piece.tile.head_group % lanes,
+            piece.slot,
+            first_token,
             piece.tile.kv_head,
             piece.tile.first_row,
-            piece.tile.num_rows};
+            piece.tile.num_rows,
+            CutPiece::kNobody,
+            0,
+            0};
       }
       info.kv_head = piece.tile.kv_head;
       info.first_row = piece.tile.first_row;

@@ -113,6 +113,11 @@ __device__ inline void sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Counts the warp in without waiting for the others.
+__device__ inline void arrive_at(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // --- copies to shared memory ---------------------------------------------------------------------
 
 // A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab 0, head

@@ -29,6 +29,8 @@ struct Shared {
     query_full = stage_empty + SharedLayout<T>::kSlices;
     query_empty = query_full + kMaxQueryBuffers;
     cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
+    part_shares = reinterpret_cast<std::uint16_t*>(base + layout.part_shares);
+    began = reinterpret_cast<long long*>(base + layout.began);
   }
 
   std::byte* stages;       // [stages, boxes of a block, kBoxBytes], see chunk_at()
@@ -44,6 +46,9 @@ struct Shared {
   ptx::Barrier* query_full;
   ptx::Barrier* query_empty;
   CutPiece* cut_pieces;  // [2]: one that the share starts with, one that it ends with
+  // [2, kMostParts]: of those pieces' tiles, the shares that have a part, counted from the first.
+  std::uint16_t* part_shares;
+  long long* began;  // the clock when the block started
 };
 
 // A place in a ring, and the parity of the round it is in.

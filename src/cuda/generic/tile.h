@@ -124,16 +124,27 @@ struct alignas(16) PieceInfo {
   float query_factor[kRows];
 };
 
+// Parts of a cut tile at most, and so shares of a class.
+inline constexpr int kMostParts = 512;
+
 // One of the two pieces of cut tiles that a share may have, for the merge of its tile.
 struct alignas(16) CutPiece {
+  enum Merger : std::int32_t { kNobody, kThisBlock, kAllBlocks };
+
   std::int32_t blocks;  // 0: there is none
   std::int32_t blocks_of_tile;
   std::int32_t seq;
   std::int32_t line_index;
   std::int32_t first_worker;  // that has the tile's first piece
+  std::int32_t slot;
+  std::int32_t first_token;  // of the sequence
   std::int32_t kv_head;
   std::int32_t first_row;
   std::int32_t num_rows;
+  Merger merger;  // known when the piece's partial is written
+  // How many the tile has, and which one this is.
+  std::int32_t parts;
+  std::int32_t part;
 };
 
 enum StageFlags : std::int32_t { kLastOfPiece = 1, kNoMoreWork = 2 };
@@ -168,7 +179,9 @@ struct SharedLayout {
         stage_infos(row_sum + kRowFloats),
         barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
         cut_pieces(barriers + (2 * kSlices + 2 * kMaxQueryBuffers) * 8),
-        bytes(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))) {}
+        part_shares(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))),
+        began(part_shares + 2 * kMostParts * 2),
+        bytes(began + 8) {}
 
   static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
@@ -181,6 +194,8 @@ struct SharedLayout {
   int stage_infos;
   int barriers;
   int cut_pieces;
+  int part_shares;
+  int began;
   int bytes;
 };
 
