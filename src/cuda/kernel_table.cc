@@ -11,8 +11,10 @@
 namespace diffkv::cuda {
 namespace {
 
-bool same_types(const Instance& instance, const PlanKey& key) {
-  return instance.query == key.query_dtype && instance.stored == key.key_dtype;
+bool takes_types(const Instance& instance, const PlanKey& key) {
+  if (instance.stored != key.key_dtype) return false;
+  return is_fp8(instance.stored) ? key.query_dtype != DType::kF32
+                                 : key.query_dtype == instance.stored;
 }
 
 bool holds(const Instance& instance, const PlanKey& key) {
@@ -37,7 +39,7 @@ KernelChoice find_mma_kernel(const PlanKey& key, const Gpu& gpu) {
   const Instance* best = nullptr;
   bool types = false;
   for (const Instance& instance : instances()) {
-    if (!same_types(instance, key)) continue;
+    if (!takes_types(instance, key)) continue;
     types = true;
     if (holds(instance, key) && (best == nullptr || room(instance) < room(*best))) {
       best = &instance;

@@ -7,7 +7,6 @@
 #include <limits>
 #include <type_traits>
 
-#include "core/dtype.h"
 #include "core/mask.h"
 #include "cuda/generic/finish.cuh"
 #include "cuda/generic/fragments.cuh"
@@ -16,6 +15,7 @@
 #include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
 #include "cuda/params.h"
+#include "diffkv/tensor.h"
 
 namespace diffkv::cuda::mma {
 
@@ -147,37 +147,58 @@ class Consumer {
   // that.
   __device__ float prepare_query(std::byte* row) {
     constexpr int kItems = (T::kHeadSizeQk / 4 + kWarp - 1) / kWarp;
-    float x[kItems][4];
-    float largest = 0.0F;
+    const DType dtype = params_.query.dtype;
+    std::uint32_t pairs[kItems][2] = {};  // of 4 neighbouring columns
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
       const std::int32_t column = (lane_ + item * kWarp) * 4;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[item][i] =
-            column < params_.head_size_qk ? core::load_element(T::kQuery, row, column + i) : 0.0F;
-        largest = fmaxf(largest, fabsf(x[item][i]));
+      if (column >= params_.head_size_qk) continue;
+      if (dtype == DType::kE4M3) {
+        halves_of_bytes<DType::kE4M3>(*reinterpret_cast<const std::uint32_t*>(row + column),
+                                      pairs[item][0], pairs[item][1]);
+      } else {
+        const auto both = *reinterpret_cast<const uint2*>(row + column * 2);
+        pairs[item][0] = both.x;
+        pairs[item][1] = both.y;
       }
     }
-    float up = 1.0F;
-    float factor = 1.0F;
-    if constexpr (T::kQuery == DType::kBF16) {
-      const std::uint32_t bits = __reduce_max_sync(kAllLanes, __float_as_uint(largest));
-      const std::uint32_t exponent = bits >> 23;
-      if (exponent > 0 && exponent < 254) {
-        up = __uint_as_float((254 - exponent) << 23);
-        factor = __uint_as_float(exponent << 23);
-      }
-    }
+    const float factor = dtype == DType::kBF16 ? halves_of_bf16(pairs) : 1.0F;
     __syncwarp();
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
       const std::int32_t column = (lane_ + item * kWarp) * 4;
       if (column >= T::kHeadSizeQk) continue;
-      auto* group = reinterpret_cast<std::uint32_t*>(row) + column / 16 * 8;
-      const int t = column % 16 / 4;
-      group[t] = ptx::pack<__half>(x[item][0] * up, x[item][1] * up);
-      group[t + 4] = ptx::pack<__half>(x[item][2] * up, x[item][3] * up);
+      auto* group = reinterpret_cast<std::uint32_t*>(row) + column / 16 * 8 + column % 16 / 4;
+      group[0] = pairs[item][0];
+      group[4] = pairs[item][1];
+    }
+    return factor;
+  }
+
+  // Of a warp's row.
+  template <int kItems>
+  static __device__ float halves_of_bf16(std::uint32_t (&pairs)[kItems][2]) {
+    std::uint32_t largest = 0;  // bits of a float, without the sign
+#pragma unroll
+    for (auto& pair : pairs) {
+#pragma unroll
+      for (const std::uint32_t x : pair) {
+        largest = max(largest, max(x << 16 & 0x7fff0000U, x & 0x7fff0000U));
+      }
+    }
+    const std::uint32_t exponent = __reduce_max_sync(kAllLanes, largest) >> 23;
+    float up = 1.0F;
+    float factor = 1.0F;
+    if (exponent > 0 && exponent < 254) {
+      up = __uint_as_float((254 - exponent) << 23);
+      factor = __uint_as_float(exponent << 23);
+    }
+#pragma unroll
+    for (auto& pair : pairs) {
+#pragma unroll
+      for (std::uint32_t& x : pair) {
+        x = ptx::pack<__half>(__uint_as_float(x << 16) * up, __uint_as_float(x & 0xffff0000U) * up);
+      }
     }
     return factor;
   }

@@ -1,4 +1,4 @@
-// The kernels of one set of types and head sizes: decode, speculative decode and prefill.
+// The kernels of one type of cache and pair of head sizes: decode, speculative decode and prefill.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -69,10 +69,10 @@ void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, cuda
                params, maps, depth, tile_class);
 }
 
-template <DType kQuery, DType kStored, int kHeadSizeQk, int kHeadSizeV>
+template <DType kStored, int kHeadSizeQk, int kHeadSizeV>
 struct Family {
   template <class Grid>
-  using TileOf = Tile<Grid, kQuery, kStored, kHeadSizeQk, kHeadSizeV>;
+  using TileOf = Tile<Grid, kStored, kHeadSizeQk, kHeadSizeV>;
   using Decode = TileOf<DecodeGrid>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
@@ -151,9 +151,9 @@ struct Family {
   }
 };
 
-template <DType kQuery, DType kStored, int kHeadSizeQk, int kHeadSizeV>
+template <DType kStored, int kHeadSizeQk, int kHeadSizeV>
 const MmaKernel& kernel() {
-  using F = Family<kQuery, kStored, kHeadSizeQk, kHeadSizeV>;
+  using F = Family<kStored, kHeadSizeQk, kHeadSizeV>;
   static const MmaKernel instance{{"mma", true, F::limits, F::launch}, F::fits};
   return instance;
 }

@@ -285,7 +285,7 @@ class Producer {
     const std::int64_t rows_left = std::int64_t{tokens} * group - piece.tile.first_row;
     const std::int32_t rows = static_cast<std::int32_t>(
         max(std::int64_t{0}, min(std::int64_t{piece.tile.num_rows}, rows_left)));
-    constexpr int kQueryBytes = T::kQuery == DType::kE4M3 ? 1 : 2;
+    const std::int32_t element = T::kFp8 && params_.query.dtype == DType::kE4M3 ? 1 : 2;
     const std::uint32_t to =
         ptx::shared_address(shared_.queries) + static_cast<std::uint32_t>(buffer * T::kQueryBytes);
     constexpr int kRows = Grid::kRows < kWarp ? Grid::kRows : kWarp;  // at a time
@@ -295,10 +295,9 @@ class Producer {
       const std::int64_t head = std::int64_t{piece.tile.kv_head} * group + index % group;
       const std::byte* from =
           params_.query.data +
-          (token * params_.query.stride_token + head * params_.query.stride_head) * kQueryBytes;
-      copy_rows<kRows, T::kHeadSizeQk * kQueryBytes>(
-          from, params_.head_size_qk * kQueryBytes, first + lane_ < rows, 0,
-          [&](int row, int chunk) {
+          (token * params_.query.stride_token + head * params_.query.stride_head) * element;
+      copy_rows<kRows, T::kHeadSizeQk * 2>(
+          from, params_.head_size_qk * element, first + lane_ < rows, 0, [&](int row, int chunk) {
             return to + static_cast<std::uint32_t>((first + row) * T::kQueryPitch + chunk * 16);
           });
     }

@@ -50,20 +50,18 @@ struct WarpGrid {
   static_assert(kProducerKeys * kKeyWarps <= kWarp && kProducers >= 2);
 };
 
-// One kernel: a warp grid, the types, and the head sizes it has room for. True sizes may be
-// smaller.
-template <class GridType, DType kQueryValue, DType kStoredValue, int kHeadSizeQkValue,
-          int kHeadSizeVValue>
+// One kernel: a warp grid, the type of the cache, and the head sizes it has room for. True sizes
+// may be smaller. Queries are of the cache's type or, with fp8, of any type of 1 or 2 bytes: they
+// become fp16 once a piece.
+template <class GridType, DType kStoredValue, int kHeadSizeQkValue, int kHeadSizeVValue>
 struct Tile {
   using Grid = GridType;
-  static constexpr DType kQuery = kQueryValue;
   static constexpr DType kStored = kStoredValue;  // K and V in the cache
   static constexpr int kHeadSizeQk = kHeadSizeQkValue;
   static constexpr int kHeadSizeV = kHeadSizeVValue;
   static constexpr bool kFp8 = is_fp8(kStored);
   // fp8 keys and values are multiplied as fp16, which holds all of them.
   static constexpr bool kHalf = kFp8 || kStored == DType::kF16;
-  static_assert(kFp8 || kQuery == kStored);
   static_assert(kHeadSizeQk % kSlabColumns == 0 && kHeadSizeV % kSlabColumns == 0);
 
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;

@@ -1,19 +1,9 @@
-# The tensor-core attention kernels that are compiled: every pair of types below at every pair of
-# head sizes. Smaller head sizes run on the next larger pair and read no more of the cache for it;
+# The tensor-core attention kernels that are compiled: every type of cache at every pair of head
+# sizes. Smaller head sizes run on the next larger pair and read no more of the cache for it;
 # larger ones, and everything where the list is empty, run on attend_fp32. Each pair of sizes adds
 # minutes to a build for all architectures.
 set(DIFFKV_CUDA_HEAD_SIZES "192x128" CACHE STRING
   "Head sizes (query and key x value) that tensor-core kernels are compiled for, multiples of 64, e.g. 192x128;256x256")
-
-set(instance_types
-  # queries, cache
-  "kBF16,kBF16"
-  "kF16,kF16"
-  "kBF16,kE4M3"
-  "kF16,kE4M3"
-  "kE4M3,kE4M3"
-  "kBF16,kE5M2"
-  "kF16,kE5M2")
 
 set(instance_dir ${CMAKE_CURRENT_LIST_DIR})
 set(instance_out ${CMAKE_CURRENT_BINARY_DIR}/cuda/instances)
@@ -24,15 +14,12 @@ foreach(sizes ${DIFFKV_CUDA_HEAD_SIZES})
   endif()
   set(head_size_qk ${CMAKE_MATCH_1})
   set(head_size_v ${CMAKE_MATCH_2})
-  foreach(types ${instance_types})
-    string(REPLACE "," ";" types ${types})
-    list(GET types 0 query)
-    list(GET types 1 stored)
-    set(file ${instance_out}/mma_${query}_${stored}_${sizes}.cu)
+  foreach(stored kBF16 kF16 kE4M3 kE5M2)
+    set(file ${instance_out}/mma_${stored}_${sizes}.cu)
     configure_file(${instance_dir}/instance.cu.in ${file} @ONLY)
     target_sources(diffkv PRIVATE ${file})
-    string(APPEND rows "      {DType::${query}, DType::${stored}, ${head_size_qk}, ${head_size_v},\n"
-      "       mma::kernel<DType::${query}, DType::${stored}, ${head_size_qk}, ${head_size_v}>},\n")
+    string(APPEND rows "      {DType::${stored}, ${head_size_qk}, ${head_size_v},\n"
+      "       mma::kernel<DType::${stored}, ${head_size_qk}, ${head_size_v}>},\n")
   endforeach()
 endforeach()
 configure_file(${instance_dir}/instances.cc.in ${instance_out}/instances.cc @ONLY)

@@ -17,15 +17,13 @@ struct MmaKernel {
 
 namespace mma {
 
-// Queries of kQuery, keys and values of kStored, head sizes up to those given. One translation
-// unit each.
-template <DType kQuery, DType kStored, int kHeadSizeQk, int kHeadSizeV>
+// Keys and values of kStored, head sizes up to those given. One translation unit each.
+template <DType kStored, int kHeadSizeQk, int kHeadSizeV>
 const MmaKernel& kernel();
 
 }  // namespace mma
 
 struct Instance {
-  DType query;
   DType stored;
   int head_size_qk;
   int head_size_v;
