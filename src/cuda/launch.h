@@ -25,6 +25,20 @@ struct LaunchShape {
 // compiled for older GPUs would not wait.
 bool can_start_early(const Gpu& gpu);
 
+// What kKernel's code that runs on that GPU, which is the current one, was compiled for, as
+// capability(): less than the GPU's where it was made from PTX.
+template <auto kKernel>
+int code_of(const Gpu& gpu) {
+  static std::array<std::atomic<int>, kMostGpus> known{};
+  std::atomic<int>& code = known[static_cast<std::size_t>(gpu.index)];
+  if (code.load(std::memory_order_relaxed) == 0) {
+    cudaFuncAttributes attributes{};
+    DIFFKV_CUDA_CALL(cudaFuncGetAttributes(&attributes, kKernel));
+    code.store(attributes.ptxVersion, std::memory_order_relaxed);
+  }
+  return code.load(std::memory_order_relaxed);
+}
+
 // Enqueues a kernel that does what dependent_launch.cuh asks: where it can, it starts while the
 // kernel before it on the stream ends. Throws Error, with `name`, if the launch is refused.
 template <class... Params>

@@ -19,9 +19,8 @@
 namespace diffkv::cuda::mma {
 
 template <class T>
-__global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
-    attend_mma(const __grid_constant__ AttendKernelParams params,
-               const __grid_constant__ KvMaps maps, Depth depth, std::int32_t tile_class) {
+__device__ inline void attend(const AttendKernelParams& params, const KvMaps& maps, Depth depth,
+                              std::int32_t tile_class) {
   extern __shared__ __align__(1024) std::byte memory[];
   if (threadIdx.x == T::Grid::kConsumers * kWarp) Producer<T>::prefetch(maps);
   const Shared<T> shared(memory, depth);
@@ -58,14 +57,15 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
   const bool merges = params.merges_tiles;
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   bool active = merges;  // in the merge
+  // Twelve warps start with 168 registers a thread: 4 x 88 + 8 x 208 are as many.
   if (!consumes) {
-    if constexpr (T::Grid::kGiveRegisters) ptx::leave_registers<56>();
+    if constexpr (T::kGiveRegisters) ptx::leave_registers<88>();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     active = merges && threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
     if (active) TileMerge<T>(params, shared, tile_class).count_parts();
     active = active && Rehearsal<T>::kPays;
   } else {
-    if constexpr (T::Grid::kGiveRegisters) ptx::take_registers<224>();
+    if constexpr (T::kGiveRegisters) ptx::take_registers<208>();
     Consumer<T>(params, shared, depth).run();
     if (merges) active = TileMerge<T>(params, shared, tile_class).meet();
     if constexpr (!Rehearsal<T>::kPays) {
@@ -76,6 +76,17 @@ __global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
     if (active) TileMerge<T>(params, shared, tile_class).run(consumes);
   }
   if (params.after_sibling) wait_for_earlier_kernels();
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::Grid::kThreads, T::Grid::kBlocksPerSm)
+    attend_mma(const __grid_constant__ AttendKernelParams params,
+               const __grid_constant__ KvMaps maps, Depth depth, std::int32_t tile_class) {
+  if constexpr (has_kernel<T>(ptx::kMajor)) {
+    attend<T>(params, maps, depth, tile_class);
+  } else {
+    __trap();
+  }
 }
 
 }  // namespace diffkv::cuda::mma

@@ -55,9 +55,8 @@ class Consumer {
  private:
   static constexpr int kTilesV = T::kHeadSizeV / 8;
   static constexpr int kStepsQk = T::kHeadSizeQk / kMmaRows;
-  // Keys that are scored at a time: of two row tiles only half of those in a block, for registers.
-  static constexpr int kSliceKeys =
-      Grid::kRowTiles > 1 && Grid::kWarpKeys > 32 ? 32 : Grid::kWarpKeys;
+  // Keys that are scored at a time: beside many sums only half of those in a block, for registers.
+  static constexpr int kSliceKeys = T::kManySums && Grid::kWarpKeys > 32 ? 32 : Grid::kWarpKeys;
   // Scores of few keys are summed in two halves, to have more independent instructions.
   static constexpr int kChains = Grid::kRowTiles * kSliceKeys <= 16 ? 2 : 1;
 

@@ -17,15 +17,6 @@
 
 namespace diffkv::cuda::mma {
 
-// Warps of a decode tile share nothing but the merge. Two blocks share an SM: where tiles are
-// short, one computes while the other starts or ends a tile.
-using DecodeGrid = WarpGrid<1, 4, 1, 64, 2, 2>;
-// Up to 4 tokens of a group of 16.
-using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1>;
-using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
-// Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
-using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
-
 enum TileClassIndex : std::int32_t { kDecode, kWideDecode, kPrefill, kNumClasses };
 
 // Blocks of a kernel that an SM has room for: fewer than it is made for where shared memory would
@@ -73,18 +64,18 @@ template <DType kStored, int kHeadSizeQk, int kHeadSizeV>
 struct Family {
   template <class Grid>
   using TileOf = Tile<Grid, kStored, kHeadSizeQk, kHeadSizeV>;
-  using Decode = TileOf<DecodeGrid>;
+  using Decode = TileOf<DecodeGrid<kHeadSizeV>>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
   using TallPrefill = TileOf<TallPrefillGrid>;
-  static constexpr bool kHasTall = kHeadSizeV <= 128;
 
-  // Calls fn with the tile, as std::type_identity, that prefill takes on a GPU: the tallest that
-  // its shared memory holds.
+  // Calls fn with the tile, as std::type_identity, that prefill takes on a GPU, which is the
+  // current one: the tallest that its code has and its shared memory holds.
   template <class Fn>
   static auto with_prefill(const Gpu& gpu, Fn&& fn) {
-    if constexpr (kHasTall) {
-      if (gpu.capability() == 90) return fn(std::type_identity<TallPrefill>());
+    if constexpr (has_kernel<TallPrefill>(kTallMajor)) {
+      const int major = code_of<attend_mma<TallPrefill>>(gpu) / 10;
+      if (has_kernel<TallPrefill>(major)) return fn(std::type_identity<TallPrefill>());
     }
     if (depth_on<Prefill>(gpu).stages > 0) return fn(std::type_identity<Prefill>());
     return fn(std::type_identity<WideDecode>());

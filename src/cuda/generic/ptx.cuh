@@ -9,6 +9,13 @@
 
 namespace diffkv::cuda::ptx {
 
+// The target's compute capability is kMajor.x.
+#if defined(__CUDA_ARCH__)
+inline constexpr int kMajor = __CUDA_ARCH__ / 100;
+#else
+inline constexpr int kMajor = 0;
+#endif
+
 // Whether the target has copies of boxes of tensors that complete on barriers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 inline constexpr bool kTensorCopies = true;

@@ -42,13 +42,33 @@ struct WarpGrid {
   static constexpr int kWarpKeys = kBlockKeys / kKeyWarps;
   static constexpr int kConsumers = kRowWarps * kKeyWarps;
   static constexpr int kThreads = (kConsumers + kProducers) * kWarp;
-  // Accumulators of two row tiles fit if the producers' registers are given to the consumers.
-  static constexpr bool kGiveRegisters = kRowTiles > 1;
   // Keys of each slice that one producer warp copies where they are copied row by row.
   static constexpr int kProducerKeys = kWarpKeys / kProducers;
   static_assert(kWarpKeys % kBoxKeys == 0 && kProducerKeys % 4 == 0);
   static_assert(kProducerKeys * kKeyWarps <= kWarp && kProducers >= 2);
 };
+
+// Warps of a decode tile share nothing but the merge. Two blocks share an SM: where tiles are
+// short, one computes while the other starts or ends a tile. Sums of more than 128 columns
+// leave no registers for a second one.
+template <int kHeadSizeV>
+using DecodeGrid = WarpGrid<1, 4, 1, 64, 2, kHeadSizeV <= 128 ? 2 : 1>;
+// Up to 4 tokens of a group of 16.
+using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1>;
+using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
+// Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
+using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
+
+// Whether code for compute capability `major`.x has the kernel of a tile; the others' are empty.
+// What the compiler leaves out and what the host launches both follow from this.
+inline constexpr int kTallMajor = 9;
+template <class T>
+DIFFKV_HD constexpr bool has_kernel(int major) {
+  const bool tall = major == kTallMajor && T::kHeadSizeV <= 128;
+  if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
+  if (T::Grid::kRows == PrefillGrid::kRows) return !tall;
+  return true;
+}
 
 // One kernel: a warp grid, the type of the cache, and the head sizes it has room for. True sizes
 // may be smaller. Queries are of the cache's type or, with fp8, of any type of 1 or 2 bytes: they
@@ -63,6 +83,11 @@ struct Tile {
   // fp8 keys and values are multiplied as fp16, which holds all of them.
   static constexpr bool kHalf = kFp8 || kStored == DType::kF16;
   static_assert(kHeadSizeQk % kSlabColumns == 0 && kHeadSizeV % kSlabColumns == 0);
+
+  // Sums of two row tiles, or of more than 128 columns, need more registers than twelve warps have:
+  // the consumers are given some of the producers'.
+  static constexpr bool kManySums = Grid::kRowTiles > 1 || kHeadSizeV > 128;
+  static constexpr bool kGiveRegisters = kManySums && Grid::kConsumers + Grid::kProducers == 12;
 
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
   static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
@@ -160,7 +185,8 @@ struct StageInfo {
 // instructions would wait in the same queue as keys and values: tens of microseconds in all.
 template <class T>
 struct Rehearsal {
-  static constexpr bool kPays = T::Grid::kRows <= 64;  // of many rows the ends are few
+  // Of many rows the ends are few. Warps that have given registers away can't run the others' code.
+  static constexpr bool kPays = T::Grid::kRows <= 64 && !T::kGiveRegisters;
 };
 
 // Offsets in a block's shared memory.
