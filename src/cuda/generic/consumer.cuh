@@ -376,26 +376,30 @@ class Consumer {
                                      const std::uint32_t (&hidden)[Grid::kRowTiles]) {
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
+      float copy[kSliceKeys / 8][4];  // in memory, so that the loop need not be unrolled
 #pragma unroll
       for (int n = 0; n < kSliceKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) copy[n][i] = weights[m][n][i];
+      }
 #pragma unroll 1
-        for (int k = 0; k < 8; ++k) {
+      for (int key = 0; key < kSliceKeys; ++key) {
+        const float(&of_keys)[4] = copy[key / 8];
+        const int source = lane_ / 4 * 4 + key % 8 / 2;
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int source = lane_ / 4 * 4 + k / 2;
-            const float even = __shfl_sync(kAllLanes, weights[m][n][2 * h], source);
-            const float odd = __shfl_sync(kAllLanes, weights[m][n][2 * h + 1], source);
-            const std::uint32_t bits = __shfl_sync(kAllLanes, hidden[m], source);
-            if (((bits >> (4 * n + 2 * h + k % 2)) & 1U) != 0) continue;
-            // As the tensor cores see it.
-            const float weight = rounded(k % 2 == 0 ? even : odd);
+        for (int h = 0; h < 2; ++h) {
+          const float even = __shfl_sync(kAllLanes, of_keys[2 * h], source);
+          const float odd = __shfl_sync(kAllLanes, of_keys[2 * h + 1], source);
+          const std::uint32_t bits = __shfl_sync(kAllLanes, hidden[m], source);
+          if (((bits >> (key / 8 * 4 + 2 * h + key % 2)) & 1U) != 0) continue;
+          // As the tensor cores see it.
+          const float weight = rounded(key % 2 == 0 ? even : odd);
 #pragma unroll
-            for (int c = 0; c < kTilesV; ++c) {
+          for (int c = 0; c < kTilesV; ++c) {
 #pragma unroll
-              for (int i = 0; i < 2; ++i) {
-                const float value = value_at<T>(boxes, 8 * n + k, column_of<T>(c, lane_, i));
-                sums_[m][c][2 * h + i] = fmaf(weight, value, sums_[m][c][2 * h + i]);
-              }
+            for (int i = 0; i < 2; ++i) {
+              const float value = value_at<T>(boxes, key, column_of<T>(c, lane_, i));
+              sums_[m][c][2 * h + i] = fmaf(weight, value, sums_[m][c][2 * h + i]);
             }
           }
         }
