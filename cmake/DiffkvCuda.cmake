@@ -1,10 +1,41 @@
-# Decides whether the CUDA backend is built and for which GPUs. Sets DIFFKV_CUDA_ENABLED, and
-# CMAKE_CUDA_ARCHITECTURES for every target made after it.
+# Decides whether the CUDA backend is built and for which GPUs. Sets DIFFKV_CUDA_ENABLED,
+# CMAKE_CUDA_ARCHITECTURES for every target made after it, and DIFFKV_CUDA_ARCHITECTURES_FP8 for
+# those whose code for 8.9 is another.
 set(DIFFKV_CUDA AUTO CACHE STRING
   "Build the CUDA backend: AUTO (where there is a CUDA compiler), ON or OFF")
 set_property(CACHE DIFFKV_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(DIFFKV_CUDA_ARCHITECTURES "" CACHE STRING
   "GPU architectures, e.g. 80;90a; empty: 80;86;89;90a, and 100;120 where the compiler knows them")
+
+# What is compiled for those GPUs: machine code for each, but where code for an older GPU of the
+# same major version is there, which runs on it as well, only for those in ARGN; and for GPUs yet
+# unknown PTX of the newest that is not one GPU's alone.
+function(diffkv_cuda_code variable architectures)
+  set(code "")
+  set(newest 0)
+  foreach(architecture ${architectures})
+    set(same OFF)
+    if(architecture MATCHES "^([0-9]+)[0-9]$" AND NOT architecture IN_LIST ARGN)
+      set(major ${CMAKE_MATCH_1})
+      foreach(other ${architectures})
+        if(other MATCHES "^${major}[0-9]$" AND other LESS architecture)
+          set(same ON)
+        endif()
+      endforeach()
+    endif()
+    if(same)
+      continue()
+    endif()
+    list(APPEND code ${architecture}-real)
+    if(architecture MATCHES "^[0-9]+$" AND architecture GREATER newest)
+      set(newest ${architecture})
+    endif()
+  endforeach()
+  if(newest)
+    list(APPEND code ${newest}-virtual)
+  endif()
+  set(${variable} ${code} PARENT_SCOPE)
+endfunction()
 
 set(DIFFKV_CUDA_ENABLED OFF)
 # What instruments the whole build is the host compiler's alone.
@@ -44,18 +75,8 @@ if(DIFFKV_CUDA_ENABLED)
       list(APPEND architectures 100 120)
     endif()
   endif()
-  # Machine code for each, and for GPUs yet unknown PTX of the newest that is not one GPU's alone.
-  set(CMAKE_CUDA_ARCHITECTURES "")
-  set(newest 0)
-  foreach(architecture ${architectures})
-    list(APPEND CMAKE_CUDA_ARCHITECTURES ${architecture}-real)
-    if(architecture MATCHES "^[0-9]+$" AND architecture GREATER newest)
-      set(newest ${architecture})
-    endif()
-  endforeach()
-  if(newest)
-    list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual)
-  endif()
+  diffkv_cuda_code(CMAKE_CUDA_ARCHITECTURES "${architectures}")
+  diffkv_cuda_code(DIFFKV_CUDA_ARCHITECTURES_FP8 "${architectures}" 89)
   if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 knows dialects up to C++17 only
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
@@ -71,7 +92,8 @@ if(DIFFKV_CUDA_ENABLED)
   if(DIFFKV_CCACHE_PROGRAM AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${DIFFKV_CCACHE_PROGRAM})
   endif()
-  message(STATUS "CUDA backend: ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+  message(STATUS "CUDA backend: ${CMAKE_CUDA_COMPILER_VERSION} for ${architectures}; "
+    "code: ${CMAKE_CUDA_ARCHITECTURES}; of fp8: ${DIFFKV_CUDA_ARCHITECTURES_FP8}")
 else()
   message(STATUS "CUDA backend: not built")
 endif()

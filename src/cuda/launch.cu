@@ -3,7 +3,7 @@
 namespace diffkv::cuda {
 namespace {
 
-// Stands for all kernels: one build compiles them for the same GPUs.
+// Stands for all kernels: a build has code for 9.0 and later of all or of none.
 __global__ void compiled_like_all() {}
 
 enum class Answer : int { kUnknown, kNo, kYes };
