@@ -395,9 +395,7 @@ class Rows {
   }
 
   __device__ void finish() {
-    if (folded_) {
-      fold();  // so that the outer sums have all
-    }
+    fold();  // so that the outer sums have all
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       const float sum = warp_sum(outer_sum_[r] + sum_[r]);
@@ -419,14 +417,15 @@ class Rows {
       }
     }
     __syncthreads();
+    // A loop: unrolled, each element would have code for every type of output.
     const float* outer = shared_.outer(p_.head_size_qk);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
+#pragma unroll 1
+    for (std::int32_t i = 0; i < kColumns; ++i) {
       if (column(i) >= p_.head_size_v) continue;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (r >= count_ || !shared_.live[r]) continue;
-        const float acc = folded_ ? outer[r * p_.head_size_v + column(i)] : acc_[i][r];
+#pragma unroll 1
+      for (std::int32_t r = 0; r < count_; ++r) {
+        if (!shared_.live[r]) continue;
+        const float acc = outer[r * p_.head_size_v + column(i)];
         if (piece_.slot >= 0) {
           const std::int64_t at =
               plan::partial_row(p_.schedule, tile_class_, piece_.slot, first_ + r);
