@@ -72,6 +72,32 @@ void add_head_sizes(CaseList& list) {
   }
 }
 
+// Head sizes that fill what a kernel has room for, and some that do not, with every type of cache
+// and with queries of each kind of kernel: few rows a sequence, some, many.
+void add_kernel_sizes(CaseList& list) {
+  for (const auto& [qk, v] :
+       {std::pair{64, 64}, {128, 128}, {128, 96}, {192, 128}, {256, 256}, {208, 144}}) {
+    for (const DType query : {DType::kBF16, DType::kF16, DType::kE4M3}) {
+      for (const DType stored : {DType::kBF16, DType::kF16, DType::kE4M3, DType::kE5M2}) {
+        if (query != stored && !is_fp8(stored)) continue;
+        for (const NamedBatch& batch : {decode_batch(), multi_batch(), prefill_batch()}) {
+          Case c = base_case(batch);
+          set_heads(c, 16, 1);
+          set_head_sizes(c, qk, v);
+          set_dtypes(c, query, stored);
+          c.block_size = 64;
+          c.special_values = true;
+          if (is_fp8(stored)) c.scales = CaseScale::kPerTensor;
+          list.add(c, "kernel_size",
+                   fmt::format("{}x{}_{}_in_{}_{}", qk, v, to_string(query), to_string(stored),
+                               batch.name),
+                   query == DType::kBF16 && stored == DType::kE4M3);
+        }
+      }
+    }
+  }
+}
+
 void add_batches(CaseList& list) {
   for (const NamedBatch& batch : all_batches()) {
     for (const DType dtype : kActivations) {
@@ -276,6 +302,7 @@ void add_long(CaseList& list) {
 void add_shape_cases(CaseList& list) {
   add_heads(list);
   add_head_sizes(list);
+  add_kernel_sizes(list);
   add_batches(list);
   add_kv_dtypes(list);
   add_fp8_queries(list);

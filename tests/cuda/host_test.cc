@@ -1,17 +1,22 @@
 // What of the CUDA backend can be judged without a GPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 
 #include "core/dtype.h"
 #include "cuda/attend_kernel.h"
 #include "cuda/backend.h"
 #include "cuda/dispatch.h"
+#include "cuda/generic/tile.h"
+#include "cuda/instances/instances.h"
+#include "cuda/kernel_table.h"
 #include "cuda/quotient.h"
 #include "diffkv/error.h"
 #include "diffkv/layer.h"
@@ -36,6 +41,44 @@ Gpu usual_gpu() {
   gpu.shared_bytes_per_block = 227 * 1024;
   gpu.shared_bytes_per_sm = 228 * 1024;
   return gpu;
+}
+
+Gpu gpu_of_little_shared_memory() {  // as 8.6, 8.9 and 12.0 have
+  Gpu gpu = usual_gpu();
+  gpu.shared_bytes_per_block = 99 * 1024;
+  gpu.shared_bytes_per_sm = 100 * 1024;
+  return gpu;
+}
+
+PlanKey key_of(DType query, DType stored, std::int64_t head_size_qk, std::int64_t head_size_v) {
+  PlanKey key = usual_key();
+  key.query_dtype = query;
+  key.key_dtype = key.value_dtype = stored;
+  key.head_size_qk = head_size_qk;
+  key.head_size_v = head_size_v;
+  return key;
+}
+
+// The instance that the table chooses, or null.
+const Instance* chosen(const PlanKey& key, const Gpu& gpu) {
+  const KernelChoice choice = find_mma_kernel(key, gpu);
+  if (choice.kernel == nullptr) return nullptr;
+  for (const Instance& instance : instances()) {
+    if (&instance.kernel().attend == choice.kernel) return &instance;
+  }
+  ADD_FAILURE() << "a kernel of no instance";
+  return nullptr;
+}
+
+// Whether the build has the head sizes that it has by default.
+bool has_default_instances() {
+  for (const auto& [qk, v] : {std::pair{64, 64}, {128, 128}, {192, 128}, {256, 256}}) {
+    const auto is_of_size = [qk = qk, v = v](const Instance& instance) {
+      return instance.head_size_qk == qk && instance.head_size_v == v;
+    };
+    if (std::none_of(instances().begin(), instances().end(), is_of_size)) return false;
+  }
+  return true;
 }
 
 // Sets an environment variable for a test.
@@ -113,6 +156,89 @@ TEST(CudaHost, AKernelFamilyCanBeForced) {
     EXPECT_NE(choice.reason.find("\"fast\""), std::string::npos) << choice.reason;
   }
   EXPECT_EQ(choose_kernel(fp32_key, usual_gpu()).kernel, &attend_fp32());
+}
+
+TEST(CudaHost, TheSmallestInstanceThatHoldsTheHeadSizesIsTaken) {
+  if (!has_default_instances()) GTEST_SKIP() << "built for other head sizes";
+  struct Row {
+    std::int64_t qk, v;
+    int instance_qk, instance_v;  // 0: none holds it
+  };
+  const Row rows[] = {
+      {64, 64, 64, 64},     {16, 64, 64, 64},     {32, 48, 64, 64},     {80, 64, 128, 128},
+      {64, 80, 128, 128},   {128, 96, 128, 128},  {128, 128, 128, 128}, {192, 128, 192, 128},
+      {144, 64, 192, 128},  {128, 144, 256, 256}, {208, 128, 256, 256}, {208, 144, 256, 256},
+      {256, 256, 256, 256}, {272, 64, 0, 0},      {64, 272, 0, 0},      {576, 512, 0, 0}};
+  for (const DType stored : {DType::kBF16, DType::kF16, DType::kE4M3, DType::kE5M2}) {
+    const DType query = is_fp8(stored) ? DType::kBF16 : stored;
+    for (const Row& row : rows) {
+      SCOPED_TRACE(std::string(to_string(stored)) + " " + std::to_string(row.qk) + "/" +
+                   std::to_string(row.v));
+      const Instance* instance = chosen(key_of(query, stored, row.qk, row.v), usual_gpu());
+      ASSERT_EQ(instance != nullptr, row.instance_qk > 0);
+      if (instance == nullptr) continue;
+      EXPECT_EQ(instance->stored, stored);
+      EXPECT_EQ(instance->head_size_qk, row.instance_qk);
+      EXPECT_EQ(instance->head_size_v, row.instance_v);
+    }
+  }
+  // Rows of 2-byte elements may be any multiple of 8.
+  const PlanKey odd = key_of(DType::kBF16, DType::kBF16, 200, 136);
+  ASSERT_NE(chosen(odd, usual_gpu()), nullptr);
+  EXPECT_EQ(chosen(odd, usual_gpu())->head_size_v, 256);
+  EXPECT_EQ(chosen(key_of(DType::kBF16, DType::kE4M3, 200, 136), usual_gpu()), nullptr);
+}
+
+TEST(CudaHost, WhichQueriesRunOverWhichCache) {
+  if (instances().empty()) GTEST_SKIP() << "built without tensor-core kernels";
+  const DType types[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2};
+  for (const DType stored : types) {
+    for (const DType query : {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3}) {
+      SCOPED_TRACE(std::string(to_string(query)) + " over " + std::string(to_string(stored)));
+      const bool expected = query != DType::kF32 && (is_fp8(stored) || stored == query);
+      const Instance* instance = chosen(key_of(query, stored, 64, 64), usual_gpu());
+      ASSERT_EQ(instance != nullptr, expected);
+      if (expected) EXPECT_EQ(instance->stored, stored);
+    }
+  }
+}
+
+TEST(CudaHost, LittleSharedMemoryLeavesOutTheLargestInstanceOfTwoBytes) {
+  if (!has_default_instances()) GTEST_SKIP() << "built for other head sizes";
+  const Gpu gpu = gpu_of_little_shared_memory();
+  for (const DType stored : {DType::kBF16, DType::kF16, DType::kE4M3, DType::kE5M2}) {
+    SCOPED_TRACE(to_string(stored));
+    const DType query = is_fp8(stored) ? DType::kBF16 : stored;
+    for (const auto& [qk, v] : {std::pair{64, 64}, {128, 128}, {192, 128}}) {
+      EXPECT_NE(chosen(key_of(query, stored, qk, v), gpu), nullptr) << qk;
+    }
+    const PlanKey largest = key_of(query, stored, 256, 256);
+    EXPECT_EQ(chosen(largest, gpu) != nullptr, is_fp8(stored));
+    if (is_fp8(stored)) continue;
+    EXPECT_NE(find_mma_kernel(largest, gpu).reason.find("shared memory"), std::string::npos);
+    EXPECT_EQ(choose_kernel(largest, gpu).kernel, &attend_fp32());
+  }
+}
+
+template <int kHeadSizeV>
+void expect_one_prefill_kernel() {
+  using Prefill = mma::Tile<mma::PrefillGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Tall = mma::Tile<mma::TallPrefillGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Decode = mma::Tile<mma::DecodeGrid<kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
+  for (const int major : {8, 9, 10, 12}) {
+    SCOPED_TRACE(major);
+    EXPECT_TRUE(mma::has_kernel<Wide>(major));
+    EXPECT_TRUE(mma::has_kernel<Decode>(major));
+    EXPECT_NE(mma::has_kernel<Prefill>(major), mma::has_kernel<Tall>(major));
+    EXPECT_EQ(mma::has_kernel<Tall>(major), major == 9 && kHeadSizeV <= 128);
+  }
+}
+
+TEST(CudaHost, EveryArchitectureHasOneKernelForPrefill) {
+  expect_one_prefill_kernel<64>();
+  expect_one_prefill_kernel<128>();
+  expect_one_prefill_kernel<256>();
 }
 
 TEST(CudaHost, TheFp32KernelsClassesFitTheGpu) {

@@ -2,7 +2,7 @@
 # sizes. Smaller head sizes run on the next larger pair and read no more of the cache for it;
 # larger ones, and everything where the list is empty, run on attend_fp32. Each pair of sizes adds
 # minutes to a build for all architectures.
-set(DIFFKV_CUDA_HEAD_SIZES "192x128" CACHE STRING
+set(DIFFKV_CUDA_HEAD_SIZES "192x128;128x128;64x64;256x256" CACHE STRING
   "Head sizes (query and key x value) that tensor-core kernels are compiled for, multiples of 64, e.g. 192x128;256x256")
 
 set(instance_dir ${CMAKE_CURRENT_LIST_DIR})
