@@ -48,6 +48,11 @@ constexpr const char* kFooter =
     "`spread` is the width of the middle half of the times, as a share of the median. A run on a\n"
     "machine that was busy says so at its end: repeat it before believing it.\n"
     "\n"
+    "--in-turn times the scenarios in rounds, a repetition of each a round, so that a machine "
+    "that\n"
+    "is faster in one minute than in the next is so for all of them, and keeps all in memory.\n"
+    "`/ first` is then the median of each time over that of the first scenario in the same round.\n"
+    "\n"
     "--against compares with an earlier run's --json. Faster or slower is said only where the\n"
     "middle halves of the times do not overlap and the medians differ by more than 2 %. Of "
     "several\n"
@@ -59,6 +64,7 @@ constexpr const char* kFooter =
     "  diffkv bench --scenario 'decode_*' --against before.json\n"
     "  diffkv bench --from after-1.json after-2.json --against before-1.json before-2.json\n"
     "  diffkv bench --backend cuda --scenario gpu_decode\n"
+    "  diffkv bench --scenario 'decode_8x4096*' --in-turn\n"
     "  diffkv bench --list\n"
     "\n"
     "Exit codes: 0 every scenario was right, 1 a scenario was wrong, 2 bad use or input.";
@@ -68,6 +74,7 @@ struct Options {
   std::string scenarios_file;
   std::string backend;
   double seconds = 1.0;
+  bool in_turn = false;
   std::string json_file;
   std::vector<std::string> from;
   std::vector<std::string> against;
@@ -181,6 +188,17 @@ Table device_table(const bench::RunResult& run) {
   return table;
 }
 
+// Of scenarios that were timed in turn.
+void print_in_turn(const bench::RunResult& run) {
+  Table table({{"in turn"}, {"rounds", kRight}, {"median", kRight}, {"/ first", kRight}});
+  for (const bench::ScenarioResult& result : run.scenarios) {
+    if (result.attend.repetitions == 0) continue;
+    table.add_row({result.name, fmt::format("{}", result.attend.repetitions),
+                   time_text(result.attend), fmt::format("{:.3f}", result.attend.to_first)});
+  }
+  fmt::print("\n{}", table.text());
+}
+
 void print_result(const bench::RunResult& run) {
   fmt::print("backend  {}\nmachine  {}, {} threads, {} of last-level cache\n", run.description,
              run.machine.cpu, run.machine.threads,
@@ -193,6 +211,7 @@ void print_result(const bench::RunResult& run) {
                run.read_rate / 1e9, human_bytes(static_cast<double>(run.flush_bytes)),
                run.gemm_rate() / 1e9, result_table(run).text());
   }
+  if (run.in_turn) print_in_turn(run);
   for (const bench::ScenarioResult& result : run.scenarios) {
     if (!result.supported) {
       fmt::print("\nnot supported: {}: {}\n", result.name, result.kernel);
@@ -282,7 +301,8 @@ int run(const Options& options) {
   } else {
     const Backend& backend = find_backend(options.backend);
     const std::vector<bench::Scenario> scenarios = chosen_scenarios(options, backend.name());
-    now = bench::run(backend, scenarios, {.seconds = options.seconds}, progress(scenarios));
+    now = bench::run(backend, scenarios, {.seconds = options.seconds, .in_turn = options.in_turn},
+                     progress(scenarios));
   }
   print_result(now);
   if (json_file.given()) json_file.commit(bench::to_json(now));
@@ -311,6 +331,8 @@ void add_bench(CLI::App& app, int& exit_code) {
           "--seconds", options->seconds,
           "Time for the repetitions of one scenario; each gets at least five, on a GPU twenty")
       ->capture_default_str();
+  auto* in_turn = command->add_flag("--in-turn", options->in_turn,
+                                    "Time the scenarios in rounds, for comparisons among them");
   auto* json = add_output_file(*command, "--json", options->json_file,
                                "Also write everything as JSON to this file");
   add_input_files(*command, "--against", options->against,
@@ -320,6 +342,7 @@ void add_bench(CLI::App& app, int& exit_code) {
       ->excludes(scenario)
       ->excludes(file)
       ->excludes(backend)
+      ->excludes(in_turn)
       ->excludes(json);
   command->add_flag("--list", options->list, "List the scenarios and run nothing");
   command->callback([options, &exit_code] { exit_code = run(*options); });

@@ -3,7 +3,7 @@
 # each fuzz target for some seconds, and everything as released. Ends with ctest's summary and a
 # line `N passed, N failed, N skipped` over all three. Exit status 0: built, and none failed.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 
 jobs=$(nproc)
 # Tests run side by side: threads that wait should not keep a core from those that work.

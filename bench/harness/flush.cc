@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <numeric>
 #include <vector>
 
 #include "device/memory_stream.h"
@@ -58,28 +60,31 @@ double Flush::take_median_rate() {
   return median;
 }
 
-Timing time_cold(Flush& flush, const Repetitions& repetitions, const std::function<void()>& call) {
+std::vector<Timing> time_cold(Flush& flush, const Repetitions& repetitions,
+                              const std::vector<std::function<void()>>& calls) {
   using Clock = std::chrono::steady_clock;
   using Seconds = std::chrono::duration<double>;
-  std::vector<double> times;
-  std::int64_t preempted = 0;
-  double total = 0.0;
+  const double limit = repetitions.seconds * static_cast<double>(calls.size());
+  std::vector<std::vector<double>> times(calls.size());
+  std::vector<std::int64_t> preempted(calls.size(), 0);
   const auto start = Clock::now();
-  for (int i = 0; i < repetitions.most; ++i) {
-    if (i >= repetitions.least && Seconds(Clock::now() - start).count() >= repetitions.seconds) {
-      break;
+  for (int round = 0; round < repetitions.most; ++round) {
+    if (round >= repetitions.least && Seconds(Clock::now() - start).count() >= limit) break;
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      flush();
+      const std::int64_t preempted_before = preemptions();
+      const auto before = Clock::now();
+      calls[i]();
+      times[i].push_back(Seconds(Clock::now() - before).count());
+      preempted[i] += preemptions() - preempted_before;
     }
-    flush();
-    const std::int64_t preempted_before = preemptions();
-    const auto before = Clock::now();
-    call();
-    times.push_back(Seconds(Clock::now() - before).count());
-    preempted += preemptions() - preempted_before;
-    total += times.back();
   }
-  Timing timing = summarize(times);
-  timing.preemptions_per_s = total > 0.0 ? static_cast<double>(preempted) / total : 0.0;
-  return timing;
+  std::vector<Timing> timings = summarize_rounds(times);
+  for (std::size_t i = 0; i < calls.size(); ++i) {
+    const double total = std::accumulate(times[i].begin(), times[i].end(), 0.0);
+    if (total > 0.0) timings[i].preemptions_per_s = static_cast<double>(preempted[i]) / total;
+  }
+  return timings;
 }
 
 }  // namespace diffkv::bench

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "bench/harness/machine.h"
 #include "bench/harness/timing.h"
@@ -34,14 +35,16 @@ class Flush {
   std::unique_ptr<Parts> parts_;
 };
 
-// How often a call is repeated: until `seconds` have passed, flushes included, within bounds.
+// How often each call is repeated: until `seconds` for each have passed, flushes included, within
+// bounds.
 struct Repetitions {
   int least = 5;
   int most = 1000;
   double seconds = 0.0;
 };
 
-// Flushes and times `call`, again and again.
-Timing time_cold(Flush& flush, const Repetitions& repetitions, const std::function<void()>& call);
+// Flushes and times each call, again and again: rounds of one repetition of each.
+std::vector<Timing> time_cold(Flush& flush, const Repetitions& repetitions,
+                              const std::vector<std::function<void()>>& calls);
 
 }  // namespace diffkv::bench

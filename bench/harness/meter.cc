@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -12,8 +13,9 @@ class HostMeter final : public Meter {
  public:
   explicit HostMeter(Flush& flush) : flush_(flush) {}
 
-  Timing time(const Repetitions& repetitions, const std::function<void()>& work) override {
-    return time_cold(flush_, repetitions, work);
+  std::vector<Timing> time(const Repetitions& repetitions,
+                           const std::vector<std::function<void()>>& works) override {
+    return time_cold(flush_, repetitions, works);
   }
   double take_read_rate() override { return flush_.take_median_rate(); }
   double floor_s(double /*read_bytes*/, double /*written_bytes*/) override { return 0.0; }
@@ -27,23 +29,28 @@ class DeviceMeter final : public Meter {
   explicit DeviceMeter(device::Session& session)
       : session_(session), marks_(session.make_marks(2)) {}
 
-  Timing time(const Repetitions& repetitions, const std::function<void()>& work) override {
+  std::vector<Timing> time(const Repetitions& repetitions,
+                           const std::vector<std::function<void()>>& works) override {
     using Clock = std::chrono::steady_clock;
-    const auto recording = session_.record(work);
+    std::vector<std::unique_ptr<device::Recording>> recordings;
+    for (const auto& work : works) recordings.push_back(session_.record(work));
     const int least = std::max(repetitions.least, kLeast);
-    std::vector<double> times;
+    const double limit = repetitions.seconds * static_cast<double>(works.size());
+    std::vector<std::vector<double>> times(works.size());
     const auto start = Clock::now();
-    for (int i = -kWarmUps; i < std::max(repetitions.most, least); ++i) {
+    for (int round = -kWarmUps; round < std::max(repetitions.most, least); ++round) {
       const std::chrono::duration<double> elapsed = Clock::now() - start;
-      if (i >= least && elapsed.count() >= repetitions.seconds) break;
-      session_.cold_reads()->flush();
-      marks_->set(0);
-      recording->launch();
-      marks_->set(1);
-      const double seconds = marks_->seconds(0, 1);
-      if (i >= 0) times.push_back(seconds);
+      if (round >= least && elapsed.count() >= limit) break;
+      for (std::size_t i = 0; i < works.size(); ++i) {
+        session_.cold_reads()->flush();
+        marks_->set(0);
+        recordings[i]->launch();
+        marks_->set(1);
+        const double seconds = marks_->seconds(0, 1);
+        if (round >= 0) times[i].push_back(seconds);
+      }
     }
-    return summarize(times);
+    return summarize_rounds(times);
   }
   double take_read_rate() override { return 0.0; }
   double floor_s(double read_bytes, double written_bytes) override {

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "bench/harness/flush.h"
 #include "bench/harness/timing.h"
@@ -14,9 +15,13 @@ class Meter {
  public:
   virtual ~Meter() = default;
 
-  // Times `work`, which gives the session's stream something to do, again and again, each time from
-  // cold caches.
-  virtual Timing time(const Repetitions& repetitions, const std::function<void()>& work) = 0;
+  // Times each of `works`, which give the session's stream something to do, again and again, in
+  // rounds of one repetition of each, each time from cold caches.
+  virtual std::vector<Timing> time(const Repetitions& repetitions,
+                                   const std::vector<std::function<void()>>& works) = 0;
+  Timing time(const Repetitions& repetitions, const std::function<void()>& work) {
+    return time(repetitions, std::vector<std::function<void()>>{work})[0];
+  }
   // Bytes per second of reading memory in between, since last asked; 0 where it is not known.
   virtual double take_read_rate() = 0;
   // Seconds that one launch takes only to move the bytes; 0 where that is not measured for itself.

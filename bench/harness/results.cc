@@ -19,7 +19,8 @@ Json timing_json(const Timing& timing) {
           {"least_s", timing.least_s},
           {"p25_s", timing.p25_s},
           {"p75_s", timing.p75_s},
-          {"preemptions_per_s", timing.preemptions_per_s}};
+          {"preemptions_per_s", timing.preemptions_per_s},
+          {"to_first", timing.to_first}};
 }
 
 Timing read_timing(const Json& json) {
@@ -30,6 +31,7 @@ Timing read_timing(const Json& json) {
   timing.p25_s = json.at("p25_s").get<double>();
   timing.p75_s = json.at("p75_s").get<double>();
   timing.preemptions_per_s = json.value("preemptions_per_s", 0.0);
+  timing.to_first = json.value("to_first", 1.0);
   return timing;
 }
 
@@ -91,6 +93,7 @@ RunResult read_run(const Json& json) {
   run.device = json.value("device", false);
   run.date = json.value("date", "");
   run.seconds = json.value("seconds", 0.0);
+  run.in_turn = json.value("in_turn", false);
   if (const auto it = json.find("machine"); it != json.end()) {
     run.machine.cpu = it->value("cpu", "");
     run.machine.threads = it->value("threads", 0);
@@ -117,6 +120,7 @@ std::string to_json(const RunResult& result) {
                {"device", result.device},
                {"date", result.date},
                {"seconds", result.seconds},
+               {"in_turn", result.in_turn},
                {"machine",
                 {{"cpu", result.machine.cpu},
                  {"threads", result.machine.threads},

@@ -3,7 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <functional>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "bench/harness/flush.h"
 #include "bench/harness/meter.h"
@@ -31,20 +35,16 @@ std::string describe_layer(const Scenario& s) {
   return text;
 }
 
-void time_scenario(Workload& workload, Meter& meter, const RunOptions& options,
-                   const Scenario& scenario, ScenarioResult& result) {
-  const Repetitions side{.least = kSideRepetitions, .most = kSideRepetitions};
-  result.plan = meter.time(side, [&] { workload.make_plan(); });
-  result.update = meter.time(side, [&] { workload.update_cache(); });
-  result.attend = meter.time({.seconds = options.seconds}, [&] { workload.attend(); });
-  result.read_rate = meter.take_read_rate();
-  result.floor_s =
-      meter.floor_s(scenario.bytes() - scenario.output_bytes(), scenario.output_bytes());
-}
-
-ScenarioResult run_scenario(const device::Session& session, const Scenario& scenario, Meter& meter,
-                            const RunOptions& options) {
+// A scenario's result so far and, if it is right and can be timed, what to time.
+struct Prepared {
   ScenarioResult result;
+  std::unique_ptr<Workload> workload;
+};
+
+// Verifies, and times everything but attention.
+Prepared prepare(const device::Session& session, const Scenario& scenario, Meter& meter) {
+  Prepared prepared;
+  ScenarioResult& result = prepared.result;
   result.name = scenario.name;
   result.batch = describe_batch(scenario);
   result.layer = describe_layer(scenario);
@@ -53,11 +53,49 @@ ScenarioResult run_scenario(const device::Session& session, const Scenario& scen
   const Support support = session.backend().supports(Workload::problem_of(scenario));
   result.supported = support.ok;
   result.kernel = support.ok ? support.kernel : support.reason;
-  if (!result.supported) return result;
-  Workload workload(session, scenario);
-  result.verification = workload.verify();
-  if (result.verification.ok()) time_scenario(workload, meter, options, scenario, result);
-  return result;
+  if (!result.supported) return prepared;
+  auto workload = std::make_unique<Workload>(session, scenario);
+  result.verification = workload->verify();
+  if (!result.verification.ok()) return prepared;
+  const Repetitions side{.least = kSideRepetitions, .most = kSideRepetitions};
+  result.plan = meter.time(side, [&] { workload->make_plan(); });
+  result.update = meter.time(side, [&] { workload->update_cache(); });
+  result.floor_s =
+      meter.floor_s(scenario.bytes() - scenario.output_bytes(), scenario.output_bytes());
+  prepared.workload = std::move(workload);
+  return prepared;
+}
+
+// Times attention of those that can be timed, in turn.
+void time_attention(std::vector<Prepared>& list, Meter& meter, const RunOptions& options) {
+  std::vector<std::function<void()>> works;
+  for (const Prepared& each : list) {
+    if (each.workload) works.emplace_back([&each] { each.workload->attend(); });
+  }
+  if (works.empty()) return;
+  meter.take_read_rate();
+  const std::vector<Timing> timings = meter.time({.seconds = options.seconds}, works);
+  const double read_rate = meter.take_read_rate();
+  std::size_t next = 0;
+  for (Prepared& each : list) {
+    if (!each.workload) continue;
+    each.result.attend = timings[next++];
+    each.result.read_rate = read_rate;
+  }
+}
+
+void run_scenarios(const device::Session& session, const std::vector<Scenario>& scenarios,
+                   Meter& meter, const RunOptions& options, const OnScenario& on_scenario,
+                   RunResult& result) {
+  std::vector<Prepared> list;
+  for (std::size_t i = 0; i < scenarios.size(); ++i) {
+    on_scenario(i);
+    list.push_back(prepare(session, scenarios[i], meter));
+    if (options.in_turn && i + 1 < scenarios.size()) continue;
+    time_attention(list, meter, options);
+    for (Prepared& each : list) result.scenarios.push_back(std::move(each.result));
+    list.clear();
+  }
 }
 
 // With the rates of the host's memory and arithmetic beside.
@@ -67,10 +105,7 @@ void run_on_host(const device::Session& session, const std::vector<Scenario>& sc
   const std::unique_ptr<Meter> meter = host_meter(flush);
   result.flush_bytes = flush.bytes();
   result.gemm_rate_before = measure_gemm_rate();
-  for (std::size_t i = 0; i < scenarios.size(); ++i) {
-    on_scenario(i);
-    result.scenarios.push_back(run_scenario(session, scenarios[i], *meter, options));
-  }
+  run_scenarios(session, scenarios, *meter, options, on_scenario, result);
   result.read_rate = flush.best_rate();
   result.gemm_rate_after = measure_gemm_rate();
 }
@@ -80,10 +115,7 @@ void run_on_device(device::Session& session, const std::vector<Scenario>& scenar
   const std::unique_ptr<Meter> meter = device_meter(session);
   result.device = true;
   result.read_rate = session.measure_read_rate();
-  for (std::size_t i = 0; i < scenarios.size(); ++i) {
-    on_scenario(i);
-    result.scenarios.push_back(run_scenario(session, scenarios[i], *meter, options));
-  }
+  run_scenarios(session, scenarios, *meter, options, on_scenario, result);
 }
 
 }  // namespace
@@ -172,6 +204,7 @@ RunResult run(device::Session& session, const std::vector<Scenario>& scenarios,
   result.machine = this_machine();
   result.date = utc_now();
   result.seconds = options.seconds;
+  result.in_turn = options.in_turn;
   if (session.cold_reads() == nullptr) {
     run_on_host(session, scenarios, options, on_scenario, result);
   } else {

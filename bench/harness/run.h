@@ -16,6 +16,7 @@ namespace diffkv::bench {
 
 struct RunOptions {
   double seconds = 1.0;  // of repetitions of one scenario; it gets a few even if that takes longer
+  bool in_turn = false;  // rounds of one repetition of each scenario; all are in memory at once
 };
 
 // What comparing with the reference gave.
@@ -53,6 +54,7 @@ struct RunResult {
   Machine machine;
   std::string date;  // UTC, ISO 8601
   double seconds = 0.0;
+  bool in_turn = false;
   std::int64_t flush_bytes = 0;
   double read_rate = 0.0;         // bytes / s, the best pass of the run
   double gemm_rate_before = 0.0;  // flops / s

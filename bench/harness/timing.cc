@@ -1,5 +1,7 @@
 #include "bench/harness/timing.h"
 
+#include <cstddef>
+
 #include "replay/stats.h"
 
 namespace diffkv::bench {
@@ -10,6 +12,17 @@ Timing summarize(const std::vector<double>& seconds) {
           .least_s = replay::percentile(seconds, 0),
           .p25_s = replay::percentile(seconds, 25),
           .p75_s = replay::percentile(seconds, 75)};
+}
+
+std::vector<Timing> summarize_rounds(const std::vector<std::vector<double>>& seconds) {
+  std::vector<Timing> timings;
+  for (const std::vector<double>& times : seconds) {
+    std::vector<double> ratios;
+    for (std::size_t i = 0; i < times.size(); ++i) ratios.push_back(times[i] / seconds[0][i]);
+    timings.push_back(summarize(times));
+    timings.back().to_first = replay::percentile(ratios, 50);
+  }
+  return timings;
 }
 
 Verdict judge(const Timing& now, const Timing& before) {

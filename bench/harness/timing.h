@@ -14,6 +14,8 @@ struct Timing {
   double p75_s = 0.0;
   // How often other processes took a processor away, per second of the measured calls.
   double preemptions_per_s = 0.0;
+  // Of calls timed in turn: the median of its time over the first call's of the same round.
+  double to_first = 1.0;
 
   // The middle half's width as a share of the median: what another run may differ by.
   double spread() const { return median_s > 0.0 ? (p75_s - p25_s) / median_s : 0.0; }
@@ -21,6 +23,9 @@ struct Timing {
 
 // Of seconds each; all 0 of none.
 Timing summarize(const std::vector<double>& seconds);
+
+// Of rounds [calls, rounds] of seconds each: a timing a call.
+std::vector<Timing> summarize_rounds(const std::vector<std::vector<double>>& seconds);
 
 // How one timing stands to another.
 enum class Verdict : std::uint8_t { kFaster, kSlower, kWithinNoise };

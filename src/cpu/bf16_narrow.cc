@@ -25,7 +25,7 @@ DIFFKV_BF16_DOT inline __m512 upper_pairs(__m512 a, __m512 b) {
 DIFFKV_BF16_DOT inline __m512 sum_each(const __m512* x) {
   __m512 four[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+  for (std::int64_t i = 0; i < 4; ++i) {
     const __m512* a = x + 4 * i;
     const __m512 low =
         _mm512_add_ps(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
@@ -52,7 +52,7 @@ DIFFKV_BF16_DOT void scores_of(DType stored, const std::uint16_t* query,
   for (std::int64_t k = 0; k < num_keys; k += kKeys) {
     __m512 sum[kSums];
 #pragma GCC unroll 16
-    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_ps();
+    for (__m512& each : sum) each = _mm512_setzero_ps();
     for (std::int64_t i = 0; i < head_size_qk; i += 32) {
       __m512i key[kKeys];
 #pragma GCC unroll 16
@@ -72,7 +72,7 @@ DIFFKV_BF16_DOT void scores_of(DType stored, const std::uint16_t* query,
     alignas(64) float sums[kSums];
     _mm512_store_ps(sums, _mm512_mul_ps(sum_each(sum), _mm512_set1_ps(scale)));
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+    for (std::int64_t r = 0; r < kRows; ++r) {
       __builtin_memcpy(scores + r * kBlockKeys + k, sums + r * kKeys, kKeys * sizeof(float));
     }
   }
@@ -87,19 +87,20 @@ DIFFKV_BF16_DOT inline void accumulate_columns(const Bf16Reader<kFp8>& reader,
                                                std::int64_t num_keys, std::int64_t c,
                                                std::int64_t head_size_v, std::int64_t padded,
                                                const float* keep, float* acc) {
+  constexpr std::int64_t kVectors = std::int64_t{2} * kPairs;
   Fetch fetch = next;
   const __m512i first = pair_indices(0, 32);
   const __m512i second = pair_indices(16, 32);
-  __m512 sum[kRows][2 * kPairs];
+  __m512 sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < 2 * kPairs; ++v) sum[r][v] = _mm512_setzero_ps();
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_setzero_ps();
   }
   for (std::int64_t k = 0; k < num_keys; k += 2) {
-    __m512i value[2 * kPairs];
+    __m512i value[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kPairs; ++v) {
+    for (std::int64_t v = 0; v < kPairs; ++v) {
       fetch.units(2);
       const __m512i a = reader.load(values[k], c + 32 * v, head_size_v);
       // The key after an odd last one has no weight, but what its slot holds may be anything.
@@ -112,13 +113,13 @@ DIFFKV_BF16_DOT inline void accumulate_columns(const Bf16Reader<kFp8>& reader,
     for (int r = 0; r < kRows; ++r) {
       const __m512i weight = all_lanes(weights + r * kBlockKeys + k);
 #pragma GCC unroll 8
-      for (int v = 0; v < 2 * kPairs; ++v) sum[r][v] = dot_pairs(sum[r][v], weight, value[v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_pairs(sum[r][v], weight, value[v]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < 2 * kPairs; ++v) {
+    for (std::int64_t v = 0; v < kVectors; ++v) {
       float* at = acc + r * padded + c + 16 * v;
       _mm512_storeu_ps(at,
                        _mm512_fmadd_ps(_mm512_loadu_ps(at), _mm512_set1_ps(keep[r]), sum[r][v]));
@@ -135,8 +136,9 @@ DIFFKV_BF16_DOT void accumulate_of(DType stored, const std::uint16_t* weights,
   constexpr int kPairs = kRows == 8 ? 1 : kRows == 4 ? 2 : 4;
   const Bf16Reader<kFp8> reader(stored);
   const std::int64_t padded = (head_size_v + kBf16Padding - 1) / kBf16Padding * kBf16Padding;
+  constexpr std::int64_t kColumns = std::int64_t{32} * kPairs;
   std::int64_t c = 0;
-  for (; c + 32 * kPairs <= padded; c += 32 * kPairs) {
+  for (; c + kColumns <= padded; c += kColumns) {
     accumulate_columns<kRows, kPairs, kFp8>(reader, weights, values, fetch, num_keys, c,
                                             head_size_v, padded, keep, acc);
   }

@@ -58,7 +58,7 @@ class Bf16Reader {
   DIFFKV_BF16_DOT explicit Bf16Reader(DType stored) {
     if constexpr (!kFp8) return;
     const Fp8Table& table = fp8_table(stored);
-    for (int i = 0; i < 2; ++i) {
+    for (std::int64_t i = 0; i < 2; ++i) {
       lower_[i] = _mm512_load_si512(table.lower + 64 * i);
       upper_[i] = _mm512_load_si512(table.upper + 64 * i);
     }
@@ -73,7 +73,7 @@ class Bf16Reader {
     const __m512i moved = _mm512_slli_epi16(x, 8);
     const __m512i lower = _mm512_permutex2var_epi8(lower_[0], x, lower_[1]);
     const __m512i upper = _mm512_permutex2var_epi8(upper_[0], moved, upper_[1]);
-    const __m512i sign = _mm512_and_si512(moved, _mm512_set1_epi16(static_cast<short>(0x8000)));
+    const __m512i sign = _mm512_and_si512(moved, _mm512_set1_epi16(std::int16_t{-0x8000}));
     return _mm512_ternarylogic_epi32(lower, upper, sign, 0xfe);
   }
 
@@ -85,7 +85,7 @@ class Bf16Reader {
 // Indices of 16 pairs of words: word first + i and the word `other` after it.
 DIFFKV_BF16_DOT inline __m512i pair_indices(int first, int other) {
   alignas(64) std::uint16_t indices[32];
-  for (int i = 0; i < 16; ++i) {
+  for (std::int64_t i = 0; i < 16; ++i) {
     indices[2 * i] = static_cast<std::uint16_t>(first + i);
     indices[2 * i + 1] = static_cast<std::uint16_t>(first + i + other);
   }

@@ -32,12 +32,14 @@ DIFFKV_BF16_DOT void scores_of(std::int64_t width, const std::uint32_t* query,
     }
     const std::uint32_t* q = query;
     for (std::int64_t i = 0; i < pairs; i += kPairsPerStep, q += kPairsPerStep * width) {
-      fetch.units(kKeys * 2 * kPairsPerStep / 32);
+      fetch.units(std::int64_t{kKeys} * 2 * kPairsPerStep / 32);
 #pragma GCC unroll 4
       for (std::int64_t step = 0; step < kPairsPerStep; ++step) {
         __m512i pair[kVectors];
 #pragma GCC unroll 3
-        for (int v = 0; v < kVectors; ++v) pair[v] = _mm512_loadu_si512(q + step * width + v * 16);
+        for (std::int64_t v = 0; v < kVectors; ++v) {
+          pair[v] = _mm512_loadu_si512(q + step * width + v * 16);
+        }
 #pragma GCC unroll 8
         for (int j = 0; j < kKeys; ++j) {
           const __m512i x = all_lanes(key[j] + 4 * (i + step));
@@ -49,7 +51,7 @@ DIFFKV_BF16_DOT void scores_of(std::int64_t width, const std::uint32_t* query,
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) {
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) {
+      for (std::int64_t v = 0; v < kVectors; ++v) {
         _mm512_storeu_ps(scores + (k + j) * width + v * 16,
                          _mm512_mul_ps(sum[j][v], _mm512_set1_ps(scale)));
       }
@@ -73,7 +75,7 @@ DIFFKV_BF16_DOT inline void accumulate_columns(std::int64_t width, const std::ui
     fetch.units(1);
     __m512i weight[kVectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) weight[v] = _mm512_loadu_si512(weights + v * 16);
+    for (std::int64_t v = 0; v < kVectors; ++v) weight[v] = _mm512_loadu_si512(weights + v * 16);
 #pragma GCC unroll 16
     for (int j = 0; j < kColumns; ++j) {
       const __m512i x = all_lanes(values + j);
@@ -84,7 +86,7 @@ DIFFKV_BF16_DOT inline void accumulate_columns(std::int64_t width, const std::ui
 #pragma GCC unroll 16
   for (int j = 0; j < kColumns; ++j) {
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) {
+    for (std::int64_t v = 0; v < kVectors; ++v) {
       float* at = acc + j * width + v * 16;
       _mm512_storeu_ps(
           at, _mm512_fmadd_ps(_mm512_loadu_ps(at), _mm512_loadu_ps(keep + v * 16), sum[j][v]));

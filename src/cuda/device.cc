@@ -36,27 +36,30 @@ Gpus find_gpus() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
-    found.unavailable = fmt::format("no GPU can be used: {}", cudaGetErrorString(status));
-    return found;
+    cudaGetLastError();  // the caller's own calls must not find it
+    count = 0;
   }
+  int driver = 0;
   try {
+    DIFFKV_CUDA_CALL(cudaDriverGetVersion(&driver));
     for (int i = 0; i < std::min(count, kMostGpus); ++i) found.list.push_back(describe(i));
+    found.unavailable = why_unusable(status, driver, CUDART_VERSION, found.list);
   } catch (const Error& error) {
-    found.list.clear();
     found.unavailable = error.what();
-    return found;
   }
-  const bool any = std::any_of(found.list.begin(), found.list.end(),
-                               [](const Gpu& gpu) { return gpu.capability() >= kLeastCapability; });
-  if (!any) {
-    found.unavailable =
-        found.list.empty()
-            ? "there is no GPU"
-            : fmt::format("{} has compute capability {}.{}, expected {}.{} or more",
-                          found.list[0].name, found.list[0].major, found.list[0].minor,
-                          kLeastCapability / 10, kLeastCapability % 10);
-  }
+  if (!found.unavailable.empty()) found.list.clear();
   return found;
+}
+
+// "" or why a GPU is too old.
+std::string why_too_old(const Gpu& gpu) {
+  if (gpu.capability() >= kLeastCapability) return "";
+  return fmt::format("cuda:{} ({}) has compute capability {}.{}, expected {}.{} or more", gpu.index,
+                     gpu.name, gpu.major, gpu.minor, kLeastCapability / 10, kLeastCapability % 10);
+}
+
+std::string cuda_version(int version) {
+  return fmt::format("CUDA {}.{}", version / 1000, version % 1000 / 10);
 }
 
 }  // namespace
@@ -69,6 +72,25 @@ void check(cudaError_t status, std::string_view call) {
                           cudaGetErrorName(status)));
 }
 
+std::string why_unusable(cudaError_t status, int driver, int runtime,
+                         const std::vector<Gpu>& list) {
+  if (status == cudaErrorInsufficientDriver && driver == 0) return "there is no NVIDIA driver";
+  if (status == cudaErrorInsufficientDriver) {
+    return fmt::format("the NVIDIA driver is for {}, this library was built with {}",
+                       cuda_version(driver), cuda_version(runtime));
+  }
+  if (status == cudaErrorNoDevice || (status == cudaSuccess && list.empty())) {
+    return "there is no GPU";
+  }
+  if (status != cudaSuccess) {
+    return fmt::format("no GPU can be used: {} ({})", cudaGetErrorString(status),
+                       cudaGetErrorName(status));
+  }
+  const bool any = std::any_of(list.begin(), list.end(),
+                               [](const Gpu& gpu) { return why_too_old(gpu).empty(); });
+  return any ? "" : why_too_old(list[0]);
+}
+
 const Gpus& gpus() {
   static const Gpus found = find_gpus();
   return found;
@@ -78,15 +100,13 @@ const Gpu& gpu(int index) {
   const Gpus& found = gpus();
   if (!found.unavailable.empty()) throw Error(ErrorCode::kUnavailable, found.unavailable);
   if (index < 0 || index >= static_cast<int>(found.list.size())) {
-    throw Error(ErrorCode::kUnavailable,
-                fmt::format("there is no cuda:{}, there are {} GPUs", index, found.list.size()));
-  }
-  const Gpu& one = found.list[static_cast<std::size_t>(index)];
-  if (one.capability() < kLeastCapability) {
     throw Error(
         ErrorCode::kUnavailable,
-        fmt::format("cuda:{} ({}) has compute capability {}.{}, expected {}.{} or more", index,
-                    one.name, one.major, one.minor, kLeastCapability / 10, kLeastCapability % 10));
+        fmt::format("there is no cuda:{}, the number of GPUs is {}", index, found.list.size()));
+  }
+  const Gpu& one = found.list[static_cast<std::size_t>(index)];
+  if (const std::string why = why_too_old(one); !why.empty()) {
+    throw Error(ErrorCode::kUnavailable, why);
   }
   return one;
 }

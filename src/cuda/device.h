@@ -41,6 +41,10 @@ struct Gpus {
 };
 const Gpus& gpus();
 
+// "" or why no GPU of this machine can be used. `status` is of asking for their number; `driver`
+// and `runtime` are versions of CUDA as it writes them (12040), a driver of 0 is none.
+std::string why_unusable(cudaError_t status, int driver, int runtime, const std::vector<Gpu>& list);
+
 // The GPU of that number, one that this library runs on. Throws Error(kUnavailable).
 const Gpu& gpu(int index);
 

@@ -8,7 +8,7 @@
 
 namespace diffkv::device {
 
-// The device whose memory a backend computes in: of several, the first.
+// The device whose memory a backend computes in; of several, the first, where none is named.
 Device device_of(const Backend& backend);
 
 // Whether that is host memory, which needs no copies.
@@ -21,13 +21,15 @@ class Memory {
  public:
   Memory() = default;
   // Throws Error(kUnavailable).
-  Memory(const Backend& backend, std::int64_t bytes);
+  Memory(const Backend& backend, std::int64_t bytes) : Memory(backend, bytes, device_of(backend)) {}
+  Memory(const Backend& backend, std::int64_t bytes, const Device& device);
   ~Memory();
   Memory(Memory&& other) noexcept;
   Memory& operator=(Memory&& other) noexcept;
 
   std::byte* data() const { return data_; }
   std::int64_t bytes() const { return bytes_; }
+  const Device& device() const { return device_; }
 
   // All in the order of the stream and as Backend's; `at` counts bytes from the start.
   void fill(std::uint8_t value, Stream stream = {}) const;
@@ -36,6 +38,7 @@ class Memory {
 
  private:
   const Backend* backend_ = nullptr;
+  Device device_;
   std::byte* data_ = nullptr;
   std::int64_t bytes_ = 0;
 };

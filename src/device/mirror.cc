@@ -13,7 +13,7 @@ constexpr std::int64_t kAlignment = 64;
 void Mirror::add(void* data, std::int64_t bytes) {
   if (on_host()) return;
   const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(data) % kAlignment);
-  Memory memory(*backend_, bytes + past);
+  Memory memory(*backend_, bytes + past, device_);
   std::byte* device = memory.data() + past;
   ranges_.push_back({static_cast<std::byte*>(data), bytes, std::move(memory), device});
 }
@@ -38,34 +38,34 @@ void Mirror::upload(Stream stream) const {
 
 void Mirror::upload(const void* data, std::int64_t bytes, Stream stream) const {
   if (on_host()) return;
-  backend_->copy_to_device(address(data), data, bytes, device_of(*backend_), stream);
+  backend_->copy_to_device(address(data), data, bytes, device_, stream);
 }
 
 void Mirror::download(Stream stream) const {
   if (on_host()) return;
   for (const Range& range : ranges_) {
-    backend_->copy_to_host(range.host, range.device, range.bytes, device_of(*backend_), stream);
+    backend_->copy_to_host(range.host, range.device, range.bytes, device_, stream);
   }
-  backend_->synchronize(device_of(*backend_), stream);
+  backend_->synchronize(device_, stream);
 }
 
 void Mirror::download(void* data, std::int64_t bytes, Stream stream) const {
   if (on_host()) return;
-  backend_->copy_to_host(data, address(data), bytes, device_of(*backend_), stream);
-  backend_->synchronize(device_of(*backend_), stream);
+  backend_->copy_to_host(data, address(data), bytes, device_, stream);
+  backend_->synchronize(device_, stream);
 }
 
 TensorView Mirror::on_device(TensorView view) const {
   if (on_host() || !view.given()) return view;
   view.data = address(view.data);
-  view.device = device_of(*backend_);
+  view.device = device_;
   return view;
 }
 
 ConstTensorView Mirror::on_device(ConstTensorView view) const {
   if (on_host() || !view.given()) return view;
   view.data = address(view.data);
-  view.device = device_of(*backend_);
+  view.device = device_;
   return view;
 }
 
@@ -75,7 +75,7 @@ KvCacheView Mirror::on_device(KvCacheView cache) const {
   cache.value.data = address(cache.value.data);
   cache.k_scale = on_device(cache.k_scale);
   cache.v_scale = on_device(cache.v_scale);
-  cache.device = device_of(*backend_);
+  cache.device = device_;
   return cache;
 }
 

@@ -15,7 +15,8 @@ namespace diffkv::device {
 // then, and upload and download do nothing.
 class Mirror {
  public:
-  explicit Mirror(const Backend& backend) : backend_(&backend) {}
+  explicit Mirror(const Backend& backend) : Mirror(backend, device_of(backend)) {}
+  Mirror(const Backend& backend, const Device& device) : backend_(&backend), device_(device) {}
 
   // Makes a copy, not yet filled, of `bytes` bytes of host memory that must outlive this. The
   // copy's address is the same as the host's modulo 64. Throws Error(kUnavailable).
@@ -53,6 +54,7 @@ class Mirror {
   std::byte* address(const void* data) const;
 
   const Backend* backend_;
+  Device device_;
   std::vector<Range> ranges_;
 };
 

@@ -21,8 +21,9 @@ Zone guard_zone(std::int64_t first) {
 
 }  // namespace
 
-PlacedProblem::PlacedProblem(const Backend& backend, GeneratedProblem& problem)
-    : backend_(&backend), problem_(&problem), mirror_(backend) {
+PlacedProblem::PlacedProblem(const Backend& backend, GeneratedProblem& problem,
+                             const Device& device)
+    : backend_(&backend), problem_(&problem), device_(device), mirror_(backend, device) {
   for (const auto& buffer : problem.buffers()) mirror_.add(buffer->whole(), buffer->whole_bytes());
   mirror_.upload();
   params_ = mirror_.on_device(problem.params());
@@ -38,17 +39,18 @@ void PlacedProblem::poison_outputs() {
   mirror_.upload();
 }
 
-GuardedMemory::GuardedMemory(const Backend& backend, std::string name, std::int64_t bytes)
+GuardedMemory::GuardedMemory(const Backend& backend, std::string name, std::int64_t bytes,
+                             const Device& device)
     : backend_(&backend),
       name_(std::move(name)),
       bytes_(bytes),
-      memory_(backend, bytes + 2 * GuardedBuffer::kGuardBytes) {
+      memory_(backend, bytes + 2 * GuardedBuffer::kGuardBytes, device) {
   const Zone before = guard_zone(-GuardedBuffer::kGuardBytes);
   const Zone behind = guard_zone(bytes_);
   memory_.fill(0xff);
   memory_.upload(before.data(), GuardedBuffer::kGuardBytes);
   memory_.upload(behind.data(), GuardedBuffer::kGuardBytes, GuardedBuffer::kGuardBytes + bytes_);
-  backend_->synchronize(device::device_of(*backend_), {});
+  backend_->synchronize(memory_.device(), {});
 }
 
 std::string GuardedMemory::guard_damage() const {
@@ -56,7 +58,7 @@ std::string GuardedMemory::guard_damage() const {
   Zone behind{};
   memory_.download(before.data(), GuardedBuffer::kGuardBytes);
   memory_.download(behind.data(), GuardedBuffer::kGuardBytes, GuardedBuffer::kGuardBytes + bytes_);
-  backend_->synchronize(device::device_of(*backend_), {});
+  backend_->synchronize(memory_.device(), {});
   const auto damage = [&](const Zone& zone, std::int64_t first) -> std::string {
     const Zone whole = guard_zone(first);
     for (std::size_t i = 0; i < zone.size(); ++i) {

@@ -15,13 +15,13 @@ namespace diffkv::verify {
 // computes in host memory both are one.
 class PlacedProblem {
  public:
-  // Copies every buffer, guard zones and poison included.
-  PlacedProblem(const Backend& backend, GeneratedProblem& problem);
+  // Copies every buffer, guard zones and poison included, to that device of the backend.
+  PlacedProblem(const Backend& backend, GeneratedProblem& problem, const Device& device);
 
   GeneratedProblem& host() { return *problem_; }
   const GeneratedProblem& host() const { return *problem_; }
   const Backend& backend() const { return *backend_; }
-  Device device() const { return device::device_of(*backend_); }
+  const Device& device() const { return device_; }
 
   // In the backend's memory.
   const AttentionParams& params() const { return params_; }
@@ -38,6 +38,7 @@ class PlacedProblem {
  private:
   const Backend* backend_;
   GeneratedProblem* problem_;
+  Device device_;
   device::Mirror mirror_;
   AttentionParams params_;
   AttendArgs args_;
@@ -51,7 +52,7 @@ class PlacedProblem {
 class GuardedMemory {
  public:
   // `name` is for messages.
-  GuardedMemory(const Backend& backend, std::string name, std::int64_t bytes);
+  GuardedMemory(const Backend& backend, std::string name, std::int64_t bytes, const Device& device);
 
   std::byte* data() const { return memory_.data() + GuardedBuffer::kGuardBytes; }
   std::int64_t bytes() const { return bytes_; }

@@ -124,14 +124,15 @@ void run_problem(PlacedProblem& placed, std::uint64_t seed, bool deep, CaseResul
 
 }  // namespace
 
-PlanMemory::PlanMemory(const Backend& backend, const PlanKey& key, const PlanMaxima& maxima)
-    : memory_(backend, "workspace", workspace_bytes(backend, key, maxima)),
-      view_(memory_.data(), DType::kU8, {memory_.bytes()}, device::device_of(backend)) {}
+PlanMemory::PlanMemory(const Backend& backend, const PlanKey& key, const PlanMaxima& maxima,
+                       const Device& device)
+    : memory_(backend, "workspace", workspace_bytes(backend, key, maxima), device),
+      view_(memory_.data(), DType::kU8, {memory_.bytes()}, device) {}
 
 std::string attend_by_stages(const PlacedProblem& problem) {
   const Backend& backend = problem.backend();
   const GeneratedProblem& host = problem.host();
-  const PlanMemory memory(backend, host.key(), host.maxima());
+  const PlanMemory memory(backend, host.key(), host.maxima(), problem.device());
   const Plan plan =
       make_plan(backend, host.key(), host.maxima(), problem.args().batch, memory.view());
   attend(backend, problem.params(), problem.args(), plan);
@@ -180,6 +181,11 @@ std::string attend_by_layer(PlacedProblem& problem) {
 }
 
 CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, bool deep) {
+  return run_case(backend, device::device_of(backend), c, seed, deep);
+}
+
+CaseResult run_case(const Backend& backend, const Device& device, const Case& c, std::uint64_t seed,
+                    bool deep) {
   CaseResult result;
   result.name = c.name;
   result.feature = c.feature;
@@ -204,7 +210,7 @@ CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, b
       }
       result.supported = true;
       result.kernel = support.kernel;
-      PlacedProblem placed(backend, problem);
+      PlacedProblem placed(backend, problem, device);
       run_problem(placed, seed, deep, result);
     } catch (const Error& error) {
       if (error.code() == ErrorCode::kUnavailable) throw;  // the machine lacks something

@@ -30,5 +30,8 @@ struct CaseResult {
 // that does not compute in host memory everything is copied to its device, guard zones and poison
 // included, and back to be judged.
 CaseResult run_case(const Backend& backend, const Case& c, std::uint64_t seed, bool deep);
+// On that device of the backend instead of its first.
+CaseResult run_case(const Backend& backend, const Device& device, const Case& c, std::uint64_t seed,
+                    bool deep);
 
 }  // namespace diffkv::verify

@@ -12,7 +12,8 @@ namespace diffkv::verify {
 // A plan's workspace between guard zones.
 class PlanMemory {
  public:
-  PlanMemory(const Backend& backend, const PlanKey& key, const PlanMaxima& maxima);
+  PlanMemory(const Backend& backend, const PlanKey& key, const PlanMaxima& maxima,
+             const Device& device);
 
   const TensorView& view() const { return view_; }
   std::string guard_damage() const { return memory_.guard_damage(); }

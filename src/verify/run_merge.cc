@@ -23,9 +23,10 @@ class Part {
       : backend_(&backend),
         seq_lens_(std::move(seq_lens)),
         table_(std::move(table)),
-        index_(backend),
-        output_(backend, "part output", whole.output.numel() * size_of(whole.output.dtype)),
-        lse_(backend, "part lse", whole.lse.numel() * size_of(DType::kF32)),
+        index_(backend, whole.output.device),
+        output_(backend, "part output", whole.output.numel() * size_of(whole.output.dtype),
+                whole.output.device),
+        lse_(backend, "part lse", whole.lse.numel() * size_of(DType::kF32), whole.lse.device),
         args_(whole) {
     const std::int64_t num_seqs = whole.batch.num_seqs;
     const auto place = [&](std::vector<std::int32_t>& values) {
@@ -54,7 +55,7 @@ class Part {
     AttentionParams params = problem.params();
     params.sink_mode = SinkMode::kOut;
     const PlanMaxima& maxima = problem.host().maxima();
-    const PlanMemory memory(*backend_, key, maxima);
+    const PlanMemory memory(*backend_, key, maxima, problem.device());
     const Plan plan = make_plan(*backend_, key, maxima, args_.batch, memory.view());
     diffkv::attend(*backend_, params, args_, plan);
     for (std::string what : {memory.guard_damage(), output_.guard_damage(), lse_.guard_damage()}) {

@@ -49,6 +49,22 @@ TEST_F(BenchCli, RunsWritesAndCompares) {
   EXPECT_EQ(second.out.find("prompt"), std::string::npos) << second.out;
 }
 
+TEST_F(BenchCli, TimesInTurn) {
+  const Outcome outcome =
+      bench("--seconds 0 --in-turn --scenarios " + file("tiny.json") + " --json " + file("a.json"));
+  ASSERT_EQ(outcome.exit_code, kExitRight) << outcome.err;
+  EXPECT_NE(outcome.out.find("/ first\n"), std::string::npos) << outcome.out;
+  EXPECT_NE(outcome.out.find("  1.000\n"), std::string::npos) << outcome.out;
+  const auto json = nlohmann::json::parse(content(file("a.json")));
+  EXPECT_TRUE(json["in_turn"].get<bool>());
+  EXPECT_EQ(json["scenarios"][0]["attend"]["to_first"].get<double>(), 1);
+  EXPECT_NE(json["scenarios"][1]["attend"]["to_first"].get<double>(), 1);
+  const Outcome shown = bench("--from " + file("a.json"));
+  EXPECT_NE(shown.out.find("/ first\n"), std::string::npos) << shown.out;
+  const Outcome both = bench("--from " + file("a.json") + " " + file("a.json"));
+  EXPECT_EQ(both.out.find("/ first"), std::string::npos) << both.out;
+}
+
 std::string result_of(const std::string& median, const std::string& wrong = "") {
   return R"({"format": "diffkv-bench-1", "scenarios": [{"name": "a", "bytes": 1e9, "flops": 1e9,
     "verification": {"rows": 1, "wrong": 0, "worst_error": 0, "tolerance": 1, "what": ")" +
@@ -104,6 +120,7 @@ TEST_F(BenchCli, BadUseIsRefused) {
   expect_bench_refused("--against /no/such.json", "cannot read /no/such.json");
   expect_bench_refused("--from " + file("tiny.json"), "is no result of bench");
   expect_bench_refused("--from a --scenario b", "--from");
+  expect_bench_refused("--from a --in-turn", "--from");
   expect_bench_refused("--json /no/such/x.json", "/no/such/x.json");
   for (const std::string option : {"--json", "--from", "--against"}) {
     expect_bench_refused(option + " ''", "expected the name of a file, got an empty one");

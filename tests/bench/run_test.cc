@@ -106,6 +106,47 @@ TEST(Run, TimesWhatIsRight) {
   EXPECT_DOUBLE_EQ(result.read_floor_s(tiny_result), tiny().bytes() / result.read_rate);
 }
 
+// In turn: a repetition of each scenario a round, after all were verified.
+TEST(Run, ScenariosTakeTurns) {
+  class Turns final : public device::ForwardingBackend {
+   public:
+    Turns() : ForwardingBackend(find_backend("cpu")) {}
+    void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+                Stream stream) const override {
+      block_sizes.push_back(args.cache.block_size);
+      base().attend(params, args, plan, stream);
+    }
+    mutable std::vector<std::int64_t> block_sizes;
+  };
+  const Turns backend;
+  const RunResult result = run(backend, {tiny(4), tiny(8), tiny(16)},
+                               {.seconds = 0, .in_turn = true}, [](std::size_t) {});
+  std::vector<std::int64_t> expected;
+  for (int round = -1; round < 5; ++round) {
+    for (const std::int64_t block_size : {4, 8, 16}) expected.push_back(block_size);
+  }
+  EXPECT_EQ(backend.block_sizes, expected);
+  EXPECT_TRUE(result.in_turn);
+  ASSERT_EQ(result.scenarios.size(), 3U);
+  for (const ScenarioResult& scenario : result.scenarios) {
+    EXPECT_EQ(scenario.attend.repetitions, 5);
+    EXPECT_GT(scenario.attend.to_first, 0);
+    EXPECT_GT(scenario.read_rate, 0);
+  }
+  EXPECT_EQ(result.scenarios[0].attend.to_first, 1);
+}
+
+// What is wrong has no turn, also where it would be the first.
+TEST(Run, OnlyWhatIsRightTakesTurns) {
+  Changed backend;
+  backend.refuse = true;
+  const RunResult result =
+      run(backend, {tiny(), tiny()}, {.seconds = 0, .in_turn = true}, [](std::size_t) {});
+  ASSERT_EQ(result.scenarios.size(), 2U);
+  EXPECT_EQ(result.scenarios[1].attend.repetitions, 0);
+  EXPECT_EQ(backend.attends, 0);
+}
+
 TEST(Run, AWrongOutputIsFoundAndNotTimed) {
   Changed backend;
   backend.spoil_output = true;

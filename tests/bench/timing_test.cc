@@ -54,5 +54,18 @@ TEST(Judge, TheSameIsNoise) {
   EXPECT_EQ(judge(timing(1, 1, 1), timing(1, 1, 1)), Verdict::kWithinNoise);
 }
 
+TEST(Timing, OfRoundsIsComparedRoundByRound) {
+  // A machine that slows down: no round agrees with another, each has the second call at 1.5.
+  const std::vector<Timing> timings = summarize_rounds({{1, 2, 4}, {1.5, 3, 6}, {1, 4, 3}});
+  ASSERT_EQ(timings.size(), 3U);
+  EXPECT_EQ(timings[0].median_s, 2);
+  EXPECT_EQ(timings[0].to_first, 1);
+  EXPECT_EQ(timings[1].median_s, 3);
+  EXPECT_EQ(timings[1].to_first, 1.5);
+  EXPECT_EQ(timings[2].median_s, 3);
+  EXPECT_EQ(timings[2].to_first, 1);
+  EXPECT_TRUE(summarize_rounds({}).empty());
+}
+
 }  // namespace
 }  // namespace diffkv::bench

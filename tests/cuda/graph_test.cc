@@ -204,6 +204,33 @@ TEST_P(CudaSteps, StreamsDoNotDisturbEachOther) {
   EXPECT_TRUE(result_b == other.results(first.get()));
 }
 
+// The same with one cache: what a stream's steps write to their pages shows in no other's.
+TEST_P(CudaSteps, StreamsShareACache) {
+  DIFFKV_NEED_GPU();
+  const RigSizes sizes{
+      .max_seqs = 6, .max_tokens = 40, .max_blocks = 200, .block_size = 32, .sharing = 2};
+  const OwnStream streams[2];
+  std::vector<std::byte> results[2][2];  // at once and one after the other, of each stream
+  for (const bool at_once : {true, false}) {
+    Rig first(GetParam().key, sizes);
+    Rig second(first);
+    first.fill(1, streams[0].get());
+    second.fill(2, streams[1].get());
+    for (int i = 0; i < 20; ++i) {
+      first.enqueue(streams[0].get());
+      if (at_once) second.enqueue(streams[1].get());
+    }
+    DIFFKV_CUDA_CALL(cudaStreamSynchronize(streams[0].handle()));
+    if (!at_once) second.enqueue(streams[1].get());
+    DIFFKV_CUDA_CALL(cudaStreamSynchronize(streams[1].handle()));
+    results[at_once ? 0 : 1][0] = first.results(streams[0].get());
+    results[at_once ? 0 : 1][1] = second.results(streams[1].get());
+  }
+  EXPECT_TRUE(results[0][0] == results[1][0]);
+  EXPECT_TRUE(results[0][1] == results[1][1]);
+  EXPECT_FALSE(results[0][0] == results[0][1]);
+}
+
 // Random bits in every index tensor give wrong numbers, and the next step is right again.
 TEST_P(CudaSteps, SenselessIndicesAreSurvived) {
   DIFFKV_NEED_GPU();

@@ -1,4 +1,5 @@
 // What of the CUDA backend can be judged without a GPU.
+#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include "core/dtype.h"
 #include "cuda/attend_kernel.h"
 #include "cuda/backend.h"
+#include "cuda/device.h"
 #include "cuda/dispatch.h"
 #include "cuda/generic/tile.h"
 #include "cuda/instances/instances.h"
@@ -122,6 +124,30 @@ TEST(CudaHost, WithoutAGpuEverythingIsRefusedWithTheReason) {
             }),
             ErrorCode::kUnavailable);
   EXPECT_EQ(code_of([&] { DiffKVBackend("cuda"); }), ErrorCode::kUnavailable);
+}
+
+// What each state of a machine is called; driver_test.cc has the command in some of them.
+TEST(CudaHost, ReasonsWhyNoGpuCanBeUsed) {
+  constexpr int kRuntime = 13000;
+  EXPECT_EQ(why_unusable(cudaErrorInsufficientDriver, 0, kRuntime, {}),
+            "there is no NVIDIA driver");
+  EXPECT_EQ(why_unusable(cudaErrorInsufficientDriver, 12040, kRuntime, {}),
+            "the NVIDIA driver is for CUDA 12.4, this library was built with CUDA 13.0");
+  EXPECT_EQ(why_unusable(cudaErrorNoDevice, kRuntime, kRuntime, {}), "there is no GPU");
+  EXPECT_EQ(why_unusable(cudaSuccess, kRuntime, kRuntime, {}), "there is no GPU");
+  EXPECT_EQ(why_unusable(cudaErrorUnknown, kRuntime, kRuntime, {}),
+            "no GPU can be used: unknown error (cudaErrorUnknown)");
+  Gpu old = usual_gpu();
+  old.name = "an old GPU";
+  old.major = 7;
+  old.minor = 5;
+  EXPECT_EQ(why_unusable(cudaSuccess, kRuntime, kRuntime, {old}),
+            "cuda:0 (an old GPU) has compute capability 7.5, expected 8.0 or more");
+  Gpu least = usual_gpu();
+  least.major = 8;
+  least.index = 1;
+  EXPECT_EQ(why_unusable(cudaSuccess, kRuntime, kRuntime, {least}), "");
+  EXPECT_EQ(why_unusable(cudaSuccess, kRuntime, kRuntime, {old, least}), "");
 }
 
 TEST(CudaHost, AnIllegalKeyIsRefusedBeforeAnyGpuIsAsked) {

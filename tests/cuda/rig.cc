@@ -1,7 +1,6 @@
 #include "tests/cuda/rig.h"
 
 #include <algorithm>
-#include <numeric>
 #include <random>
 #include <utility>
 
@@ -49,12 +48,20 @@ OwnStream::OwnStream() {
 
 OwnStream::~OwnStream() { cudaStreamDestroy(handle_); }
 
-Rig::Rig(const PlanKey& key, const RigSizes& sizes)
+Rig::Rig(const PlanKey& key, const RigSizes& sizes) : Rig(key, sizes, nullptr) {}
+
+Rig::Rig(const Rig& before) : Rig(before.key_, before.sizes_, before.cache_) {
+  first_page_ = before.first_page_ + 1;
+  cache_filled_ = true;
+}
+
+Rig::Rig(const PlanKey& key, const RigSizes& sizes, std::shared_ptr<const Memory> cache)
     : backend_(backend()),
       key_(key),
       sizes_(sizes),
       face_("cuda"),
-      num_blocks_(sizes.max_seqs * sizes.max_blocks + 3) {
+      num_blocks_(sizes.sharing * (sizes.max_seqs * sizes.max_blocks + 3)),
+      cache_(std::move(cache)) {
   spec_.block_size = sizes.block_size;
   spec_.num_kv_heads = key.num_kv_heads;
   spec_.head_size_qk = key.head_size_qk;
@@ -78,7 +85,9 @@ Rig::Rig(const PlanKey& key, const RigSizes& sizes)
   new_value_ = memory(tokens * key.num_kv_heads * key.head_size_v, DType::kBF16);
   output_ = memory(tokens * key.num_heads * key.head_size_v, DType::kBF16);
   lse_ = memory(tokens * key.num_heads, DType::kF32);
-  cache_ = Memory(backend_, spec_.page_stride_bytes() * num_blocks_);
+  if (cache_ == nullptr) {
+    cache_ = std::make_shared<Memory>(backend_, spec_.page_stride_bytes() * num_blocks_);
+  }
   query_start_loc_ = memory(sizes.max_seqs + 1, DType::kI32);
   seq_lens_ = memory(sizes.max_seqs, DType::kI32);
   block_table_ = memory(sizes.max_seqs * sizes.max_blocks, DType::kI32);
@@ -92,13 +101,15 @@ void Rig::fill(unsigned seed, Stream stream) {
   };
   if (!std::exchange(cache_filled_, true)) {
     // Finite in every type: the exponent's upper bits of each byte are cleared.
-    std::vector<std::uint8_t> bytes = random_bits<std::uint8_t>(rng, cache_.bytes());
+    std::vector<std::uint8_t> bytes = random_bits<std::uint8_t>(rng, cache_->bytes());
     for (std::uint8_t& byte : bytes) byte &= 0xbfU;
-    upload(cache_, bytes, stream);
+    upload(*cache_, bytes, stream);
     backend_.synchronize(kDevice, stream);
   }
-  std::vector<std::int32_t> pages(static_cast<std::size_t>(num_blocks_));
-  std::iota(pages.begin(), pages.end(), 0);
+  std::vector<std::int32_t> pages;
+  for (std::int32_t page = first_page_; page < num_blocks_; page += sizes_.sharing) {
+    pages.push_back(page);
+  }
   std::shuffle(pages.begin(), pages.end(), rng);
   std::vector<std::int32_t> starts{0};
   std::vector<std::int32_t> lens;
@@ -181,7 +192,7 @@ Batch Rig::batch() const {
 
 void Rig::enqueue(Stream stream) {
   const std::int64_t tokens = sizes_.max_tokens;
-  const KvCacheView cache = spec_.view(cache_.data(), num_blocks_, kDevice);
+  const KvCacheView cache = spec_.view(cache_->data(), num_blocks_, kDevice);
   const auto rows = [&](const Memory& memory, std::int64_t heads, std::int64_t size) {
     return TensorView(memory.data(), DType::kBF16, {tokens, heads, size}, kDevice);
   };
@@ -201,9 +212,9 @@ void Rig::enqueue(Stream stream) {
 
 std::vector<std::byte> Rig::results(Stream stream) const {
   std::vector<std::byte> all(
-      static_cast<std::size_t>(output_.bytes() + lse_.bytes() + cache_.bytes()));
+      static_cast<std::size_t>(output_.bytes() + lse_.bytes() + cache_->bytes()));
   std::byte* to = all.data();
-  for (const Memory* memory : {&output_, &lse_, &cache_}) {
+  for (const Memory* memory : {&output_, &lse_, cache_.get()}) {
     memory->download(to, memory->bytes(), 0, stream);
     to += memory->bytes();
   }

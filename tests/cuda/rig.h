@@ -46,12 +46,16 @@ struct RigSizes {
   std::int64_t max_query_len = 0;  // 0: any
   // What the batch says of it.
   std::int64_t announced_query_len = 0;
+  std::int32_t sharing = 1;  // rigs in one cache
 };
 
 class Rig {
  public:
   // bf16 queries; the cache is of key.key_dtype. The workspace and all buffers are allocated here.
   Rig(const PlanKey& key, const RigSizes& sizes);
+  // Everything of its own but the cache, in which it has other pages than the rigs before it, of
+  // which this is the last; the first one's fill is the cache's.
+  explicit Rig(const Rig& before);
 
   // Uploads new lengths, pages, slots, queries, keys and values, drawn from the seed; the cache is
   // filled anew with the first call.
@@ -74,6 +78,8 @@ class Rig {
   DiffKVMetadataBuilder& builder() { return *builder_; }
 
  private:
+  Rig(const PlanKey& key, const RigSizes& sizes, std::shared_ptr<const device::Memory> cache);
+
   Batch batch() const;
 
   const Backend& backend_;
@@ -84,9 +90,11 @@ class Rig {
   std::unique_ptr<DiffKVAttention> layer_;
   KvCacheSpec spec_;
   std::int64_t num_blocks_;
+  std::int32_t first_page_ = 0;  // the rig's are every sizes.sharing-th from here on
   bool cache_filled_ = false;
   std::int32_t num_tokens_ = 0;  // of the last fill
-  device::Memory query_, new_key_, new_value_, cache_, output_, lse_;
+  std::shared_ptr<const device::Memory> cache_;
+  device::Memory query_, new_key_, new_value_, output_, lse_;
   device::Memory query_start_loc_, seq_lens_, block_table_, slot_mapping_, scales_;
 };
 

@@ -1,44 +1,156 @@
 #!/bin/sh
-# Runs every GPU test from prebuilt programs, for machines that cannot build: needs in one folder
-# cuda_test, cuda_stage_times and diffkv, linked so that they find their libraries there.
+# Runs everything that needs a GPU from prebuilt programs, for machines that cannot build: needs in
+# one folder cuda_test, cuda_stage_times and diffkv, linked so that they find their libraries there.
 #
-# usage: run_on_device.sh FOLDER [SUITE]     SUITE of `diffkv check`: quick (default) or full
+# usage: run_on_device.sh FOLDER [quick|full] [PART...]
 #
-# Logs go to $OUT (default: the folder). Exit status 1 if any part failed; a table comes last.
+#   FOLDER       of the programs; a compute-sanitizer in it is taken before the machine's
+#   quick|full   the suite of check and check_fp32, default quick
+#   PART         only these, default all; see parts below
+#
+# At most 8 minutes: first, alone, what measures times, then the others side by side. Each part has
+# a limit in seconds. Exit status 1 if any part failed, took too long or could not start: the table
+# at the end says which. To $OUT (default: the folder) go times.log, tests.log, check.log,
+# sanitizers.log, bench.json and summary.txt.
 set -u
-folder=${1:?usage: run_on_device.sh FOLDER [SUITE]}
-suite=${2:-quick}
+usage='usage: run_on_device.sh FOLDER [quick|full] [PART...]'
+folder=${1:?$usage}
+shift
+suite=quick
+case ${1:-} in
+  quick | full)
+    suite=$1
+    shift
+    ;;
+esac
+parts='stage_times bench tests check check_fp32 memcheck initcheck synccheck racecheck_fp32 racecheck'
+for wanted in "$@"; do
+  case " $parts " in
+    *" $wanted "*) ;;
+    *)
+      echo "run_on_device: there is no part $wanted, expected some of: $parts" >&2
+      exit 2
+      ;;
+  esac
+done
+[ $# -eq 0 ] || parts=$*
 out=${OUT:-$folder}
-table=
-status=0
+logs=$(mktemp -d) || exit 2
+trap 'rm -rf "$logs"' EXIT
+sanitizer=$folder/compute-sanitizer
+[ -x "$sanitizer" ] || sanitizer=compute-sanitizer
 
-# part NAME SECONDS COMMAND...: runs a part for at most so long and adds a line to the table.
+# part NAME SECONDS COMMAND...: runs a part, if it is wanted, and leaves its log and its row.
 part() {
   name=$1
   limit=$2
   shift 2
+  case " $parts " in
+    *" $name "*) ;;
+    *) return 0 ;;
+  esac
   begin=$(date +%s)
-  timeout "$limit" "$@" >"$out/$name.log" 2>&1
+  timeout -k 10 "$limit" "$@" >"$logs/$name.log" 2>&1
   code=$?
-  [ "$code" -eq 0 ] || status=1
-  table="$table$(printf '%-28s %4d s  exit %d' "$name" $(($(date +%s) - begin)) "$code")
-"
-  [ "$code" -eq 0 ] || grep -E 'Failure|FAILED|wrong|error|threw|=========' "$out/$name.log" |
-    head -25
+  case $code in
+    0) what=right ;;
+    124 | 137) what="FAILED: over $limit s" ;;
+    127) what='FAILED: a program is missing' ;;
+    *) what="FAILED: exit $code" ;;
+  esac
+  printf '%-16s %4d s  %s\n' "$name" $(($(date +%s) - begin)) "$what" >"$logs/$name.row"
 }
 
-part tests 150 "$folder/cuda_test"
-part stage_times 40 "$folder/cuda_stage_times"
-part check_fp32 200 env DIFFKV_CUDA_KERNEL=fp32 "$folder/diffkv" check --backend cuda --suite "$suite"
-part check 200 "$folder/diffkv" check --backend cuda --suite "$suite"
-if command -v compute-sanitizer >/dev/null; then
-  part memcheck 100 compute-sanitizer --error-exitcode 3 "$folder/cuda_test" \
-    --gtest_filter='*SenselessIndices*:CudaUpdateCache.*'
-fi
+# sanitized NAME SECONDS FILTERS OPTION...: `check` with each filter under the sanitizer.
+sanitized() {
+  name=$1
+  limit=$2
+  filters=$3
+  shift 3
+  # shellcheck disable=SC2016  # the inner shell expands these
+  part "$name" "$limit" env filters="$filters" sh -c '
+    code=0
+    for filter in $filters; do "$@" --filter "$filter" || code=$?; done
+    exit $code' sh "$sanitizer" "$@" "$folder/diffkv" check --backend cuda --seed 1
+}
 
-cat "$out/stage_times.log"
-tail -n 40 "$out/check_fp32.log"
-tail -n 12 "$out/check.log"
-tail -n 3 "$out/tests.log"
-printf '%s' "$table"
+part stage_times 40 "$folder/cuda_stage_times"
+part bench 90 "$folder/diffkv" bench --backend cuda --scenario gpu_main --seconds 0.02 \
+  --json "$out/bench.json"
+
+# Host threads of those side by side, most of whose work is the reference's.
+OMP_NUM_THREADS=$((($(nproc) + 3) / 4))
+export OMP_NUM_THREADS
+part tests 300 "$folder/cuda_test" &
+part check 300 "$folder/diffkv" check --backend cuda --suite "$suite" &
+part check_fp32 300 env DIFFKV_CUDA_KERNEL=fp32 "$folder/diffkv" check --backend cuda \
+  --suite "$suite" &
+# Every kernel is in these cases: layers of one query, a few, many and all of these, bf16 and fp8
+# with biases and sinks; long sequences, whose tiles are cut and merged by attend or by combine;
+# merges of states; the shapes of models; every pair of types.
+every='layer long batch_invariant merge/ model/ kv_dtype'
+sanitized memcheck 320 "$every" --tool memcheck --error-exitcode 3 &
+sanitized initcheck 320 "$every" --tool initcheck --error-exitcode 3 &
+sanitized synccheck 320 "$every" --tool synccheck --error-exitcode 3 &
+# The slowest of the tools. The tensor-core kernels have reports that are none (docs/kernels/mma.md
+# says which): theirs are listed, to be judged, and fail nothing.
+(
+  DIFFKV_CUDA_KERNEL=fp32
+  export DIFFKV_CUDA_KERNEL
+  sanitized racecheck_fp32 320 'layer/ merge/mixed long/mixed batch_invariant/mixed' \
+    --tool racecheck --error-exitcode 3
+) &
+sanitized racecheck 320 'layer/multi layer/mixed 192x128 long/mixed batch_invariant/mixed' \
+  --tool racecheck &
+wait
+
+# merge FILE PART...: the logs of those parts that ran, the end of each, as one file.
+merge() {
+  file=$out/$1
+  shift
+  rm -f "$file"
+  for name in "$@"; do
+    [ -f "$logs/$name.log" ] || continue
+    {
+      echo "=== $name"
+      tail -c 1000000 "$logs/$name.log"
+    } >>"$file"
+  done
+}
+merge times.log stage_times bench
+merge tests.log tests
+merge check.log check check_fp32
+merge sanitizers.log memcheck initcheck synccheck racecheck_fp32 racecheck
+
+status=0
+summary() {
+  for name in stage_times bench; do
+    [ ! -f "$logs/$name.log" ] || cat "$logs/$name.log"
+  done
+  for name in check check_fp32; do
+    [ ! -f "$logs/$name.log" ] || tail -n 3 "$logs/$name.log"
+  done
+  if [ -f "$logs/tests.log" ]; then
+    tail -n 3 "$logs/tests.log"
+    grep 'expected two' "$logs/tests.log" | sort | uniq -c
+  fi
+  if [ -f "$logs/racecheck.log" ]; then
+    echo 'reports of racecheck on the tensor-core kernels, to be judged:'
+    grep -E '^=+ +(Error|Warning)|RACECHECK SUMMARY' "$logs/racecheck.log" |
+      sed -E 's/0x[0-9a-f]+/0x../g; s/[0-9]+ hazards?/n hazards/g; s/\([0-9,]+\)/(..)/g' |
+      cut -c 1-400 | sort | uniq -c | sort -rn | head -n 20
+  fi
+  for row in "$logs"/*.row; do
+    grep -q FAILED "$row" || continue
+    name=$(basename "$row" .row)
+    echo "--- $name"
+    grep -E 'Failure|FAILED|wrong|error|threw|not found|=========' "$logs/$name.log" | head -n 25
+  done
+  cat "$logs"/*.row
+}
+summary >"$out/summary.txt" 2>&1
+cat "$out/summary.txt"
+for name in $parts; do
+  grep -q ' right$' "$logs/$name.row" 2>/dev/null || status=1
+done
 exit $status

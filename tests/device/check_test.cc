@@ -47,6 +47,21 @@ TEST(Check, DeepRunsAreRightInSeparateMemory) {
   EXPECT_EQ(seen, std::vector<bool>(4, true));
 }
 
+// On another than the first device everything is there: tensors, workspaces, copies.
+TEST(Check, EveryCaseIsRightOnASecondDevice) {
+  constexpr Device kSecond{DeviceType::kCuda, 1};
+  const SeparateMemoryBackend backend(kSecond.index);
+  std::set<std::string> features;
+  for (const verify::Case& c : verify::cases(verify::Suite::kQuick)) {
+    if (!features.insert(c.feature).second) continue;
+    SCOPED_TRACE(c.name);
+    const verify::CaseResult result = verify::run_case(backend, kSecond, c, 15, false);
+    EXPECT_TRUE(result.supported) << result.message;
+    EXPECT_TRUE(result.ok) << result.message;
+  }
+  EXPECT_EQ(backend.allocations(), 0) << "memory was left behind";
+}
+
 // Faults that happen in the device's memory alone.
 class Faulty final : public SeparateMemoryBackend {
  public:
@@ -74,9 +89,9 @@ class Faulty final : public SeparateMemoryBackend {
  private:
   void flip(std::byte* at, std::byte bits = std::byte{1}) const {
     std::byte value{};
-    copy_to_host(&value, at, 1, {}, {});
+    copy_to_host(&value, at, 1, {DeviceType::kCuda, 0}, {});
     value ^= bits;
-    copy_to_device(at, &value, 1, {}, {});
+    copy_to_device(at, &value, 1, {DeviceType::kCuda, 0}, {});
   }
 
   Fault fault_;
@@ -113,7 +128,8 @@ class Unique final : public SeparateMemoryBackend {
                     Stream stream) const override {
     SeparateMemoryBackend::update_cache(key, value, cache, slot_mapping, stream);
     std::vector<std::int64_t> slots(static_cast<std::size_t>(slot_mapping.shape[0]));
-    copy_to_host(slots.data(), slot_mapping.data, slot_mapping.shape[0] * 8, {}, {});
+    copy_to_host(slots.data(), slot_mapping.data, slot_mapping.shape[0] * 8, slot_mapping.device,
+                 {});
     std::set<std::int64_t> seen;
     for (const std::int64_t slot : slots) repeated += slot >= 0 && !seen.insert(slot).second;
     ++updates;

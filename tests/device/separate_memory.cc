@@ -73,6 +73,12 @@ void SeparateMemoryBackend::copy_within(void* to, const void* from, std::int64_t
   std::memcpy(to, from, static_cast<std::size_t>(bytes));
 }
 
+void SeparateMemoryBackend::require(const Device& device) const {
+  if (device == device_) return;
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("a call is for {}, expected {}", to_string(device), to_string(device_)));
+}
+
 void SeparateMemoryBackend::require(const std::string& what, const void* data,
                                     std::int64_t bytes) const {
   const auto* at = static_cast<const std::byte*>(data);
@@ -87,7 +93,7 @@ void SeparateMemoryBackend::require(const std::string& what, const void* data,
 
 void SeparateMemoryBackend::require(const char* what, const ConstTensorView& view) const {
   if (!view.given()) return;
-  if (view.device != Device{DeviceType::kCuda, 0}) {
+  if (view.device != device_) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("{} is on {}", what, to_string(view.device)));
   }
@@ -133,8 +139,9 @@ void SeparateMemoryBackend::require(const AttentionParams& params, const AttendA
   require("the plan", plan.tables().query_start_loc, size_of(DType::kI32));
 }
 
-void* SeparateMemoryBackend::allocate(std::int64_t bytes, const Device& /*device*/) const {
+void* SeparateMemoryBackend::allocate(std::int64_t bytes, const Device& device) const {
   require_host("an allocation");
+  require(device);
   void* data = mmap(nullptr, static_cast<std::size_t>(whole_pages(bytes)), PROT_NONE,
                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) throw Error(ErrorCode::kUnavailable, "no memory for a device");
@@ -151,6 +158,7 @@ void SeparateMemoryBackend::deallocate(void* data, const Device& /*device*/) con
 void SeparateMemoryBackend::copy_to_device(void* to, const void* from, std::int64_t bytes,
                                            const Device& device, Stream stream) const {
   require_host("a copy");
+  require(device);
   require("a copy's destination", to, bytes);
   const Open open(*this);
   cpu_.copy_to_device(to, from, bytes, device, stream);
@@ -159,6 +167,7 @@ void SeparateMemoryBackend::copy_to_device(void* to, const void* from, std::int6
 void SeparateMemoryBackend::copy_to_host(void* to, const void* from, std::int64_t bytes,
                                          const Device& device, Stream stream) const {
   require_host("a copy");
+  require(device);
   require("a copy's source", from, bytes);
   const Open open(*this);
   cpu_.copy_to_host(to, from, bytes, device, stream);
@@ -167,6 +176,7 @@ void SeparateMemoryBackend::copy_to_host(void* to, const void* from, std::int64_
 void SeparateMemoryBackend::fill_bytes(void* data, std::uint8_t value, std::int64_t bytes,
                                        const Device& device, Stream stream) const {
   require_host("a copy");
+  require(device);
   require("what is filled", data, bytes);
   const Open open(*this);
   cpu_.fill_bytes(data, value, bytes, device, stream);
@@ -174,6 +184,7 @@ void SeparateMemoryBackend::fill_bytes(void* data, std::uint8_t value, std::int6
 
 void SeparateMemoryBackend::synchronize(const Device& device, Stream stream) const {
   require_host("waiting for the device");
+  require(device);
   cpu_.synchronize(device, stream);
 }
 

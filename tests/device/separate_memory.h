@@ -12,10 +12,11 @@ namespace diffkv::testing {
 
 // A backend of device type kCuda. Its allocations are inaccessible except while one of its own
 // calls runs: any other code of this process that reads or writes one, the library's included, ends
-// the process. Stages refuse tensors that do not lie in one allocation. One thread at a time.
+// the process. Everything is on the device of that number, and calls refuse any other; stages
+// refuse tensors that do not lie in one allocation. One thread at a time.
 class SeparateMemoryBackend : public Backend {
  public:
-  SeparateMemoryBackend() = default;
+  explicit SeparateMemoryBackend(int index = 0) : device_{DeviceType::kCuda, index} {}
   ~SeparateMemoryBackend() override;
 
   // What is allocated now.
@@ -69,6 +70,8 @@ class SeparateMemoryBackend : public Backend {
  private:
   class Open;
 
+  // Throws Error unless it is this backend's.
+  void require(const Device& device) const;
   // Throws Error unless the bytes lie in one allocation.
   void require(const std::string& what, const void* data, std::int64_t bytes) const;
   void require(const char* what, const ConstTensorView& view) const;
@@ -81,6 +84,7 @@ class SeparateMemoryBackend : public Backend {
   // Whether a stage computes now; counts those that do.
   bool computes() const;
 
+  Device device_;
   const Backend& cpu_ = find_backend("cpu");
   mutable std::map<const std::byte*, std::int64_t> sizes_;  // of each allocation, in bytes
   mutable std::int64_t stages_ = 0;

@@ -216,7 +216,7 @@ RunResult time_all(const std::vector<Scenario>& scenarios, double seconds) {
     if (result.supported) {
       Attention attention(scenario);
       result.verification = attention.verify();
-      result.attend = time_cold(flush, {.seconds = seconds}, [&] { attention.run(); });
+      result.attend = time_cold(flush, {.seconds = seconds}, {[&] { attention.run(); }})[0];
       result.read_rate = flush.take_median_rate();
     }
     run.scenarios.push_back(result);
