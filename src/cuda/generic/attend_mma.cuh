@@ -66,7 +66,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     active = active && Rehearsal<T>::kPays;
   } else {
     if constexpr (T::kGiveRegisters) ptx::take_registers<208>();
-    Consumer<T>(params, shared, depth).run();
+    Consumer<T>(params, shared, depth, Producer<T>::by_boxes(maps)).run();
     if (merges) active = TileMerge<T>(params, shared, tile_class).meet();
     if constexpr (!Rehearsal<T>::kPays) {
       if (active) TileMerge<T>(params, shared, tile_class).run(true);

@@ -14,6 +14,7 @@
 #include "cuda/generic/scores.cuh"
 #include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
+#include "cuda/generic/warpgroup.cuh"
 #include "cuda/params.h"
 #include "diffkv/tensor.h"
 
@@ -25,10 +26,13 @@ class Consumer {
   using Grid = typename T::Grid;
   using Element = std::conditional_t<T::kHalf, __half, __nv_bfloat16>;
 
-  __device__ Consumer(const AttendKernelParams& params, const Shared<T>& shared, Depth depth)
+  // `boxes`: whether stages are filled by tensor copies.
+  __device__ Consumer(const AttendKernelParams& params, const Shared<T>& shared, Depth depth,
+                      bool boxes)
       : params_(params),
         shared_(shared),
         depth_(depth),
+        boxes_(boxes),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp),
         first_row_(warp_ / Grid::kKeyWarps * Grid::kRowTiles * kMmaRows),
@@ -57,6 +61,10 @@ class Consumer {
   static constexpr int kStepsQk = T::kHeadSizeQk / kMmaRows;
   // Keys that are scored at a time: beside many sums only half of those in a block, for registers.
   static constexpr int kSliceKeys = T::kManySums && Grid::kWarpKeys > 32 ? 32 : Grid::kWarpKeys;
+  // Warps that decide together what of a slice is computed, and their rows.
+  static constexpr int kTogether = Grid::kWarpgroups ? 4 : 1;
+  static constexpr int kRowsTogether = kTogether * Grid::kRowTiles * kMmaRows;
+  static_assert(!Grid::kWarpgroups || (Grid::kKeyWarps == 1 && Grid::kRowTiles == 1));
   // Scores of few keys are summed in two halves, to have more independent instructions.
   static constexpr int kChains = Grid::kRowTiles * kSliceKeys <= 16 ? 2 : 1;
 
@@ -97,6 +105,12 @@ class Consumer {
     find_seen();
     queries_ =
         query_address<T>(queries + static_cast<std::uint32_t>(first_row_ * T::kQueryPitch), lane_);
+    if constexpr (Grid::kWarpgroups) {
+#pragma unroll
+      for (int k = 0; k < kStepsQk; ++k) {
+        ptx::load_matrices(own_queries_[k], queries_ + static_cast<std::uint32_t>(k * 32));
+      }
+    }
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       states_[m] = RowStates();
@@ -114,13 +128,13 @@ class Consumer {
     }
   }
 
-  // What all of this warp's rows see, and what any may.
+  // What all rows see that this warp decides for together with others, and what any may.
   __device__ void find_seen() {
     core::RowKeys all;
     core::RowKeys any;
     all.prefix_end = all.end = any.begin = std::numeric_limits<std::int32_t>::max();
-    for (std::int32_t row = lane_; row < Grid::kRowTiles * kMmaRows; row += kWarp) {
-      const std::int32_t r = first_row_ + row;
+    for (std::int32_t row = lane_; row < kRowsTogether; row += kWarp) {
+      const std::int32_t r = first_row_ / kRowsTogether * kRowsTogether + row;
       if (r >= piece().num_rows) continue;
       all.prefix_end = min(all.prefix_end, piece().prefix_end[r]);
       all.begin = max(all.begin, piece().begin[r]);
@@ -208,7 +222,11 @@ class Consumer {
         shared_.stages + stage_.index * T::kStageBytes + at / kBoxKeys * T::kBoxBytes;
     const std::uint32_t keys = ptx::shared_address(boxes);
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
-    multiply_keys(keys, scores);
+    if constexpr (Grid::kWarpgroups) {
+      multiply_keys_together(keys, scores[0]);
+    } else {
+      multiply_keys(keys, scores);
+    }
 
     const std::int32_t last_key = first_key + kSliceKeys;
     const auto& p = piece();
@@ -230,10 +248,56 @@ class Consumer {
                                                                     block.end - first_key);
     if (by_element) {
       add_visible_values(boxes, scores, hidden);
+    } else if constexpr (Grid::kWarpgroups) {
+      add_values_together(keys, scores[0]);
     } else {
       add_values(keys, scores);
     }
     if (masked) ptx::fence_before_tensor_copies();
+  }
+
+  // The same by four warps.
+  __device__ void multiply_keys_together(std::uint32_t keys, float (&scores)[kSliceKeys / 8][4]) {
+    constexpr int kSteps = T::kSlabRowBytes / kStepBytes;  // of a slab
+    if (!boxes_) ptx::fence_before_tensor_copies();        // wgmma reads as these copies write
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < kStepsQk; ++k) {
+#pragma unroll
+      for (int box = 0; box < kSliceKeys / kBoxKeys; ++box) {
+        const std::uint32_t at =
+            keys + static_cast<std::uint32_t>(box * T::kBoxBytes + k / kSteps * T::kSlabBytes +
+                                              k % kSteps * kStepBytes);
+        multiply_16_keys<Element>(scores[2 * box], scores[2 * box + 1], own_queries_[k],
+                                  matrix_at(at), k > 0);
+      }
+    }
+    end_products();
+  }
+
+  __device__ void add_values_together(std::uint32_t keys,
+                                      const float (&weights)[kSliceKeys / 8][4]) {
+    std::uint32_t a[kSliceKeys / kBoxKeys][4];
+#pragma unroll
+    for (int box = 0; box < kSliceKeys / kBoxKeys; ++box) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* w = weights[2 * box + i / 2] + i % 2 * 2;
+        a[box][i] = ptx::pack<Element>(w[0], w[1]);
+      }
+    }
+    begin_products();
+#pragma unroll
+    for (int box = 0; box < kSliceKeys / kBoxKeys; ++box) {
+#pragma unroll
+      for (int slab = 0; slab < T::kValueSlabs; ++slab) {
+        const std::uint32_t at =
+            keys +
+            static_cast<std::uint32_t>(box * T::kBoxBytes + T::kValuesInBox + slab * T::kSlabBytes);
+        add_64_columns<Element>(sums_[0] + 8 * slab, a[box], matrix_at(at));
+      }
+    }
+    end_products();
   }
 
   __device__ void multiply_keys(std::uint32_t keys,
@@ -355,7 +419,8 @@ class Consumer {
   __device__ bool clear_and_inspect(std::byte* boxes, std::int32_t begin, std::int32_t end) {
     constexpr int kChunks = T::kValueSlabs * T::kSlabChunks;
     bool found = false;
-    for (std::int32_t i = lane_; i < kSliceKeys * kChunks; i += kWarp) {
+    const std::int32_t thread = warp_ % kTogether * kWarp + lane_;
+    for (std::int32_t i = thread; i < kSliceKeys * kChunks; i += kTogether * kWarp) {
       const std::int32_t row = i / kChunks;
       auto* chunk =
           reinterpret_cast<uint4*>(boxes + T::kValuesInBox + chunk_at<T>(row, i % kChunks));
@@ -364,6 +429,10 @@ class Consumer {
       } else {
         found = any_not_finite<T>(*chunk) || found;
       }
+    }
+    if constexpr (Grid::kWarpgroups) {
+      ptx::fence_before_tensor_copies();  // wgmma reads as these copies write
+      return ptx::any(kTogetherBarrier + warp_ / kTogether, kTogether * kWarp, found);
     }
     // A vote orders no accesses to memory; other lanes read what this one zeroed.
     __syncwarp();
@@ -431,6 +500,7 @@ class Consumer {
   const AttendKernelParams& params_;
   const Shared<T>& shared_;
   const Depth depth_;
+  const bool boxes_;
   const std::int32_t lane_;
   const std::int32_t warp_;
   const std::int32_t first_row_;  // of this warp in the tile
@@ -441,6 +511,7 @@ class Consumer {
   core::RowKeys all_;
   core::RowKeys any_;
   std::uint32_t queries_ = 0;
+  std::uint32_t own_queries_[Grid::kWarpgroups ? kStepsQk : 1][4];
   RowStates states_[Grid::kRowTiles];
   float factor_[Grid::kRowTiles][2];
   float sums_[Grid::kRowTiles][kTilesV][4];

@@ -68,17 +68,31 @@ struct Family {
   using WideDecode = TileOf<WideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
   using TallPrefill = TileOf<TallPrefillGrid>;
+  using GroupWideDecode = TileOf<GroupWideDecodeGrid>;
+  using GroupPrefill = TileOf<GroupPrefillGrid>;
 
-  // Calls fn with the tile, as std::type_identity, that prefill takes on a GPU, which is the
-  // current one: the tallest that its code has and its shared memory holds.
+  // Whether the code that runs on a GPU, which is the current one, has the kernel of a tile.
+  template <class T>
+  static bool is_there(const Gpu& gpu) {
+    if constexpr (has_kernel<T>(kHopper)) {
+      return has_kernel<T>(code_of<attend_mma<T>>(gpu) / 10);
+    }
+    return false;
+  }
+
+  // Call fn with the tile, as std::type_identity, that wide decode or prefill takes on a GPU, which
+  // is the current one: the best that its code has and its shared memory holds.
+  template <class Fn>
+  static auto with_wide(const Gpu& gpu, Fn&& fn) {
+    if (is_there<GroupWideDecode>(gpu)) return fn(std::type_identity<GroupWideDecode>());
+    return fn(std::type_identity<WideDecode>());
+  }
   template <class Fn>
   static auto with_prefill(const Gpu& gpu, Fn&& fn) {
-    if constexpr (has_kernel<TallPrefill>(kTallMajor)) {
-      const int major = code_of<attend_mma<TallPrefill>>(gpu) / 10;
-      if (has_kernel<TallPrefill>(major)) return fn(std::type_identity<TallPrefill>());
-    }
+    if (is_there<GroupPrefill>(gpu)) return fn(std::type_identity<GroupPrefill>());
+    if (is_there<TallPrefill>(gpu)) return fn(std::type_identity<TallPrefill>());
     if (depth_on<Prefill>(gpu).stages > 0) return fn(std::type_identity<Prefill>());
-    return fn(std::type_identity<WideDecode>());
+    return with_wide(gpu, fn);
   }
 
   template <class T>
@@ -102,9 +116,9 @@ struct Family {
     ScheduleLimits limits;
     limits.num_classes = kNumClasses;
     limits.classes[kDecode] = tile_class<Decode>(gpu);
-    limits.classes[kWideDecode] = tile_class<WideDecode>(gpu);
-    limits.classes[kPrefill] = with_prefill(
-        gpu, [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); });
+    const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
+    limits.classes[kWideDecode] = with_wide(gpu, class_of);
+    limits.classes[kPrefill] = with_prefill(gpu, class_of);
     // A decode tile's end costs as much as reading half a block.
     for (const std::int32_t c : {kDecode, kWideDecode}) {
       limits.classes[c].block_cost = 2;
@@ -123,17 +137,17 @@ struct Family {
 
   static void launch(const AttendKernelParams& params, std::int32_t tile_class,
                      cudaStream_t stream) {
+    const Gpu& gpu = current_gpu();
+    const auto launch = [&](auto tile) {
+      launch_tile<typename decltype(tile)::type>(params, tile_class, stream);
+    };
     switch (tile_class) {
       case kDecode:
-        launch_tile<Decode>(params, tile_class, stream);
-        return;
+        return launch(std::type_identity<Decode>());
       case kWideDecode:
-        launch_tile<WideDecode>(params, tile_class, stream);
-        return;
+        return with_wide(gpu, launch);
       default:
-        with_prefill(current_gpu(), [&](auto tile) {
-          launch_tile<typename decltype(tile)::type>(params, tile_class, stream);
-        });
+        return with_prefill(gpu, launch);
     }
   }
 

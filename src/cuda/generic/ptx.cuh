@@ -120,6 +120,20 @@ __device__ inline void sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The same; returns whether `x` was true of any thread.
+__device__ inline bool any(int id, int threads, bool x) {
+  std::uint32_t result;
+  asm volatile(
+      "{\n\t.reg .pred p, q;\n\t"
+      "setp.ne.u32 p, %3, 0;\n\t"
+      "bar.red.or.pred q, %1, %2, p;\n\t"
+      "selp.u32 %0, 1, 0, q;\n\t}"
+      : "=r"(result)
+      : "r"(id), "r"(threads), "r"(x ? 1 : 0)
+      : "memory");
+  return result != 0;
+}
+
 // Counts the warp in without waiting for the others.
 __device__ inline void arrive_at(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -28,9 +28,11 @@ inline constexpr int kMergeTiles = 2;
 // rows and kBlockKeys / kKeyWarps keys of every block of keys. Warps that share rows keep partial
 // sums of their own, merged at a piece's end. Each key warp's slice of a stage is filled and
 // emptied by itself. kProducers more warps copy.
+// Of a grid of warpgroups, every four row warps multiply together (see warpgroup.cuh).
 template <int kRowWarpsValue, int kKeyWarpsValue, int kRowTilesValue, int kBlockKeysValue,
-          int kProducersValue, int kBlocksPerSmValue>
+          int kProducersValue, int kBlocksPerSmValue, bool kWarpgroupsValue = false>
 struct WarpGrid {
+  static constexpr bool kWarpgroups = kWarpgroupsValue;
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
   static constexpr int kRowTiles = kRowTilesValue;
@@ -58,15 +60,23 @@ using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1>;
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 // Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
 using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
+// What sm_90a takes instead where it can multiply what the cache stores, and the sums leave
+// registers for queries.
+using GroupWideDecodeGrid = WarpGrid<4, 1, 1, 64, 4, 1, true>;
+using GroupPrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
 
 // Whether code for compute capability `major`.x has the kernel of a tile; the others' are empty.
 // What the compiler leaves out and what the host launches both follow from this.
-inline constexpr int kTallMajor = 9;
+inline constexpr int kHopper = 9;
 template <class T>
 DIFFKV_HD constexpr bool has_kernel(int major) {
-  const bool tall = major == kTallMajor && T::kHeadSizeV <= 128;
+  const bool hopper = major == kHopper && T::kHeadSizeV <= 128;
+  const bool groups = hopper && !T::kFp8;
+  const bool tall = hopper && T::kFp8;
+  if (T::Grid::kWarpgroups) return groups;
   if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
-  if (T::Grid::kRows == PrefillGrid::kRows) return !tall;
+  if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
+  if (T::Grid::kRows == WideDecodeGrid::kRows) return !groups;
   return true;
 }
 
@@ -87,7 +97,8 @@ struct Tile {
   // Sums of two row tiles, or of more than 128 columns, need more registers than twelve warps have:
   // the consumers are given some of the producers'.
   static constexpr bool kManySums = Grid::kRowTiles > 1 || kHeadSizeV > 128;
-  static constexpr bool kGiveRegisters = kManySums && Grid::kConsumers + Grid::kProducers == 12;
+  static constexpr bool kGiveRegisters =
+      (kManySums || Grid::kWarpgroups) && Grid::kConsumers + Grid::kProducers == 12;
 
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
   static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
