@@ -43,12 +43,16 @@ bool set_stride(cuuint64_t& to, std::int64_t size, std::int64_t stride, std::int
 }
 
 bool encode(PlaneMap& plane, const AttendKernelParams& params, const PlaneParams& from,
-            std::int32_t head_size, std::int32_t slabs, const BoxShape& shape) {
+            std::int32_t head_size, std::int32_t slabs, std::int32_t box_keys,
+            const BoxShape& shape) {
   const auto element = static_cast<std::int64_t>(size_of(from.dtype));
   const std::int64_t slab_bytes = shape.slab_columns * element;
   const bool whole_slabs = head_size % shape.slab_columns == 0;
   const std::int32_t heads = params.schedule.num_kv_heads;
-  plane.copies = whole_slabs ? 1 : slabs;
+  const bool one_copy = whole_slabs && box_keys == shape.group_keys;
+  plane.copies = one_copy ? 1 : slabs;
+  plane.column_step = whole_slabs ? 0 : shape.slab_columns;
+  plane.slab_step = whole_slabs ? 1 : 0;
   const cuuint64_t dims[5] = {
       static_cast<cuuint64_t>(whole_slabs ? shape.slab_columns : head_size),
       static_cast<cuuint64_t>(params.block_size),
@@ -61,8 +65,8 @@ bool encode(PlaneMap& plane, const AttendKernelParams& params, const PlaneParams
                      set_stride(strides[3], params.num_blocks, from.stride_block, element);
   if (!legal || reinterpret_cast<std::uintptr_t>(from.data) % 16 != 0) return false;
   const cuuint32_t box[5] = {static_cast<cuuint32_t>(shape.slab_columns),
-                             static_cast<cuuint32_t>(shape.box_keys),
-                             static_cast<cuuint32_t>(whole_slabs ? slabs : 1), 1, 1};
+                             static_cast<cuuint32_t>(box_keys),
+                             static_cast<cuuint32_t>(one_copy ? slabs : 1), 1, 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_UINT8;
   if (from.dtype == DType::kBF16) type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -79,11 +83,16 @@ bool encode(PlaneMap& plane, const AttendKernelParams& params, const PlaneParams
 
 KvMaps kv_maps(const AttendKernelParams& params, const BoxShape& shape) {
   KvMaps maps{};
-  const bool in_pages = params.block_table == nullptr || params.block_size % shape.box_keys == 0;
-  maps.usable =
-      encode_tiled() != nullptr && in_pages &&
-      encode(maps.key, params, params.key, params.head_size_qk, shape.key_slabs, shape) &&
-      encode(maps.value, params, params.value, params.head_size_v, shape.value_slabs, shape);
+  const auto in_pages = [&](std::int32_t keys) {
+    return params.block_table == nullptr || params.block_size % keys == 0;
+  };
+  maps.box_keys = shape.group_keys;
+  while (maps.box_keys > shape.least_keys && !in_pages(maps.box_keys)) maps.box_keys /= 2;
+  maps.usable = encode_tiled() != nullptr && in_pages(maps.box_keys) &&
+                encode(maps.key, params, params.key, params.head_size_qk, shape.key_slabs,
+                       maps.box_keys, shape) &&
+                encode(maps.value, params, params.value, params.head_size_v, shape.value_slabs,
+                       maps.box_keys, shape);
   return maps;
 }
 

@@ -13,22 +13,27 @@ namespace diffkv::cuda {
 // Passed by value as a kernel's `const __grid_constant__` argument.
 struct PlaneMap {
   CUtensorMap map;
-  // Copies that a box takes: one where the head size is a multiple of a slab's columns, else one a
-  // slab, because only the first dimension can end within a slab.
+  // Copies that a box takes: one where it is a whole group and the head size a multiple of a slab's
+  // columns, else one a slab, because slabs of a group lie apart and because only the first
+  // dimension can end within a slab. From one to the next, columns and slabs.
   std::int32_t copies;
+  std::int32_t column_step;
+  std::int32_t slab_step;
 };
 
 struct KvMaps {
   PlaneMap key;
   PlaneMap value;
+  std::int32_t box_keys;
   bool usable;  // else rows are copied one by one
 };
 
-// Boxes of `box_keys` keys by `slabs` slabs of `slab_columns` columns, in shared memory as
-// cuda/generic/tile.h says. Not usable where a box could span two pages, or strides are none that
-// the engine takes.
+// Boxes of at least `least_keys` and at most `group_keys` keys, as many as lie in one page, by
+// `slabs` slabs of `slab_columns` columns, in shared memory as cuda/generic/tile.h says. Not usable
+// where a box could span two pages, or strides are none that the engine takes.
 struct BoxShape {
-  std::int32_t box_keys;
+  std::int32_t least_keys;
+  std::int32_t group_keys;
   std::int32_t slab_columns;
   std::int32_t key_slabs;
   std::int32_t value_slabs;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "cuda/device.h"
 #include "device/memory.h"
@@ -14,7 +15,8 @@
 namespace diffkv::cuda {
 namespace {
 
-constexpr BoxShape kShape{16, 64, 3, 2};  // of head sizes up to 192/128
+constexpr BoxShape kShape{16, 16, 64, 3, 2};       // of head sizes up to 192/128
+constexpr BoxShape kGroupShape{16, 64, 64, 3, 2};  // the same, of groups of 64 keys
 
 // A packed cache in NHD order, 4 heads of 192/128, in pages of `block_size`; nobody reads it.
 AttendKernelParams packed(const device::Memory& memory, std::int32_t block_size, DType dtype) {
@@ -59,6 +61,21 @@ TEST_F(CudaTensorMaps, PagesOfWholeBoxes) {
   }
 }
 
+// As many keys as lie in a page; boxes that are not a whole group take a copy a slab.
+TEST_F(CudaTensorMaps, BoxesOfGroups) {
+  for (const auto& [block_size, keys] :
+       {std::pair{16, 16}, {32, 32}, {48, 16}, {64, 64}, {96, 32}, {128, 64}}) {
+    const KvMaps maps = kv_maps(with_pages_of(block_size), kGroupShape);
+    EXPECT_TRUE(maps.usable) << block_size;
+    EXPECT_EQ(maps.box_keys, keys) << block_size;
+    EXPECT_EQ(maps.key.copies, keys == 64 ? 1 : 3);
+    EXPECT_EQ(maps.value.copies, keys == 64 ? 1 : 2);
+    EXPECT_EQ(maps.key.slab_step, 1);
+    EXPECT_EQ(maps.key.column_step, 0);
+  }
+  EXPECT_FALSE(kv_maps(with_pages_of(24), kGroupShape).usable);
+}
+
 TEST_F(CudaTensorMaps, OtherPagesAreCopiedByRows) {
   for (const std::int32_t block_size : {1, 8, 24, 40}) {
     EXPECT_FALSE(kv_maps(with_pages_of(block_size), kShape).usable) << block_size;
@@ -80,6 +97,8 @@ TEST_F(CudaTensorMaps, HeadSizesThatEndWithinASlabTakeACopyASlab) {
   const KvMaps maps = kv_maps(params, kShape);
   EXPECT_TRUE(maps.usable);
   EXPECT_EQ(maps.key.copies, kShape.key_slabs);
+  EXPECT_EQ(maps.key.column_step, 64);
+  EXPECT_EQ(maps.key.slab_step, 0);
   EXPECT_EQ(maps.value.copies, 1);
 }
 

@@ -218,8 +218,7 @@ class Consumer {
 
   // Keys of a block from its key `at` on.
   __device__ void run_slice(const StageInfo& block, std::int32_t first_key, std::int32_t at) {
-    std::byte* boxes =
-        shared_.stages + stage_.index * T::kStageBytes + at / kBoxKeys * T::kBoxBytes;
+    std::byte* boxes = shared_.stages + stage_.index * T::kStageBytes + row_of_key<T>(at);
     const std::uint32_t keys = ptx::shared_address(boxes);
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     if constexpr (Grid::kWarpgroups) {
@@ -256,45 +255,40 @@ class Consumer {
     if (masked) ptx::fence_before_tensor_copies();
   }
 
-  // The same by four warps.
+  // The same by four warps, of a whole block.
   __device__ void multiply_keys_together(std::uint32_t keys, float (&scores)[kSliceKeys / 8][4]) {
     constexpr int kSteps = T::kSlabRowBytes / kStepBytes;  // of a slab
     if (!boxes_) ptx::fence_before_tensor_copies();        // wgmma reads as these copies write
     begin_products();
 #pragma unroll
     for (int k = 0; k < kStepsQk; ++k) {
-#pragma unroll
-      for (int box = 0; box < kSliceKeys / kBoxKeys; ++box) {
-        const std::uint32_t at =
-            keys + static_cast<std::uint32_t>(box * T::kBoxBytes + k / kSteps * T::kSlabBytes +
-                                              k % kSteps * kStepBytes);
-        multiply_16_keys<Element>(scores[2 * box], scores[2 * box + 1], own_queries_[k],
-                                  matrix_at(at), k > 0);
-      }
+      const auto at =
+          static_cast<std::uint32_t>(k / kSteps * T::kSlabBytes + k % kSteps * kStepBytes);
+      multiply_64_keys<Element>(scores, own_queries_[k], matrix_at(keys + at), k > 0);
     }
     end_products();
   }
 
   __device__ void add_values_together(std::uint32_t keys,
                                       const float (&weights)[kSliceKeys / 8][4]) {
-    std::uint32_t a[kSliceKeys / kBoxKeys][4];
+    constexpr int kSteps = kSliceKeys / kMmaRows;
+    std::uint32_t a[kSteps][4];
 #pragma unroll
-    for (int box = 0; box < kSliceKeys / kBoxKeys; ++box) {
+    for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float* w = weights[2 * box + i / 2] + i % 2 * 2;
-        a[box][i] = ptx::pack<Element>(w[0], w[1]);
+        const float* w = weights[2 * k + i / 2] + i % 2 * 2;
+        a[k][i] = ptx::pack<Element>(w[0], w[1]);
       }
     }
     begin_products();
 #pragma unroll
-    for (int box = 0; box < kSliceKeys / kBoxKeys; ++box) {
+    for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
       for (int slab = 0; slab < T::kValueSlabs; ++slab) {
-        const std::uint32_t at =
-            keys +
-            static_cast<std::uint32_t>(box * T::kBoxBytes + T::kValuesInBox + slab * T::kSlabBytes);
-        add_64_columns<Element>(sums_[0] + 8 * slab, a[box], matrix_at(at));
+        const auto at = static_cast<std::uint32_t>(row_of_key<T>(k * kMmaRows) + T::kValuesInGroup +
+                                                   slab * T::kSlabBytes);
+        add_64_columns<Element>(sums_[0] + 8 * slab, a[k], matrix_at(keys + at));
       }
     }
     end_products();
@@ -359,7 +353,7 @@ class Consumer {
 #pragma unroll
     for (int n = 0; n < kSliceKeys / 16; ++n) {
       ptx::load_matrices(raw[n], at_step<T>(address, k / kSubsteps) +
-                                     static_cast<std::uint32_t>(n * T::kBoxBytes));
+                                     static_cast<std::uint32_t>(row_of_key<T>(n * kMmaRows)));
     }
   }
 
@@ -392,7 +386,7 @@ class Consumer {
         }
       }
       constexpr int kTiles = ValueStep<T>::kTiles;
-      const std::uint32_t box = address + static_cast<std::uint32_t>(k * T::kBoxBytes);
+      const std::uint32_t box = address + static_cast<std::uint32_t>(row_of_key<T>(k * kMmaRows));
       std::uint32_t raw[2][4];
       ptx::load_matrices_transposed(raw[0], box);
 #pragma unroll
@@ -423,7 +417,7 @@ class Consumer {
     for (std::int32_t i = thread; i < kSliceKeys * kChunks; i += kTogether * kWarp) {
       const std::int32_t row = i / kChunks;
       auto* chunk =
-          reinterpret_cast<uint4*>(boxes + T::kValuesInBox + chunk_at<T>(row, i % kChunks));
+          reinterpret_cast<uint4*>(boxes + T::kValuesInGroup + chunk_at<T>(row, i % kChunks));
       if (row < begin || row >= end) {
         *chunk = make_uint4(0, 0, 0, 0);
       } else {

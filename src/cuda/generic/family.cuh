@@ -55,7 +55,8 @@ void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, cuda
   const int bytes = SharedLayout<T>(depth).bytes;
   allow_shared_bytes<attend_mma<T>>(gpu, bytes);
   const auto workers = static_cast<unsigned>(params.schedule.limits.classes[tile_class].workers);
-  const KvMaps maps = kv_maps(params, {kBoxKeys, kSlabColumns, T::kKeySlabs, T::kValueSlabs});
+  const KvMaps maps =
+      kv_maps(params, {kLeastBoxKeys, T::kGroupKeys, kSlabColumns, T::kKeySlabs, T::kValueSlabs});
   launch_early(gpu, "attend_mma", attend_mma<T>, {workers, T::Grid::kThreads, bytes}, stream,
                params, maps, depth, tile_class);
 }

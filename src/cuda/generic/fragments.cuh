@@ -125,7 +125,7 @@ struct ValueStep {
 
 template <class T>
 __device__ inline std::uint32_t value_address(std::uint32_t box, int lane) {
-  return box + static_cast<std::uint32_t>(T::kValuesInBox + chunk_at<T>(lane % 16, lane / 16));
+  return box + static_cast<std::uint32_t>(T::kValuesInGroup + chunk_at<T>(lane % 16, lane / 16));
 }
 
 // The left operand: 16 rows x 16 columns of queries; `address` from query_address().
@@ -163,7 +163,7 @@ __device__ inline bool any_not_finite(const uint4& x) {
 template <class T>
 __device__ inline float value_at(const std::byte* stage, int key, int column) {
   constexpr int kColumns = 16 / T::kStoredBytes;  // of a chunk
-  const std::byte* chunk = stage + T::kValuesInBox + chunk_at<T>(key, column / kColumns);
+  const std::byte* chunk = stage + T::kValuesInGroup + chunk_at<T>(key, column / kColumns);
   column %= kColumns;
   if constexpr (T::kFp8) {
     const auto bits = static_cast<std::uint32_t>(chunk[column]);

@@ -52,7 +52,8 @@ class Producer {
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp - Grid::kConsumers),
         boxes_(by_boxes(maps)),
-        key_in_block_(boxes_ ? lane_ * kBoxKeys
+        box_keys_(boxes_ ? maps.box_keys : 1),
+        key_in_block_(boxes_ ? lane_ * box_keys_
                              : lane_ / Grid::kProducerKeys * Grid::kWarpKeys +
                                    warp_ * Grid::kProducerKeys + lane_ % Grid::kProducerKeys) {}
 
@@ -146,8 +147,7 @@ class Producer {
   // Whether this lane's box, or row, has a key that is asked for.
   __device__ bool holds(const Load& load) const {
     const std::int32_t key = load.first_key + key_in_block_;
-    const std::int32_t keys = boxes_ ? kBoxKeys : 1;
-    return key_in_block_ < Grid::kBlockKeys && key + keys > load.range.begin &&
+    return key_in_block_ < Grid::kBlockKeys && key + box_keys_ > load.range.begin &&
            key < load.range.end;
   }
 
@@ -198,24 +198,31 @@ class Producer {
     const std::int32_t page = page_of(load);
     const std::uint32_t to =
         ptx::shared_address(shared_.stages) +
-        static_cast<std::uint32_t>(stage_.index * T::kStageBytes + lane_ * T::kBoxBytes);
-    constexpr int kBoxes = Grid::kWarpKeys / kBoxKeys;  // of a slice
+        static_cast<std::uint32_t>(stage_.index * T::kStageBytes + row_of_key<T>(key_in_block_));
+    constexpr int kRowBytes = (T::kKeySlabs + T::kValueSlabs) * T::kSlabRowBytes;
+    // Only groups of the least boxes are in several slices.
+    constexpr bool kSlices = Grid::kKeyWarps > 1;
+    static_assert(!kSlices || T::kGroupKeys == kLeastBoxKeys);
+    constexpr int kBoxes = Grid::kWarpKeys / kLeastBoxKeys;  // of a slice
 #pragma unroll 1
     for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
       ptx::Barrier* full = open(load, slice);
       const std::uint32_t in_slice = lanes >> (slice * kBoxes) & ((1U << kBoxes) - 1U);
       if (lane_ == 0) {
-        ptx::arrive_expecting(full, static_cast<std::uint32_t>(__popc(in_slice) * T::kBoxBytes));
+        ptx::arrive_expecting(full,
+                              static_cast<std::uint32_t>(__popc(in_slice) * box_keys_ * kRowBytes));
       }
       __syncwarp();
-      if (!valid || lane_ / kBoxes != slice) continue;
+      if (!valid || (kSlices && lane_ / kBoxes != slice)) continue;
       for (std::int32_t i = 0; i < maps_.key.copies; ++i) {
         ptx::copy_box(to + static_cast<std::uint32_t>(i * T::kSlabBytes), &maps_.key.map,
-                      i * kSlabColumns, load.token, load.kv_head, page, full);
+                      i * maps_.key.column_step, load.token, i * maps_.key.slab_step, load.kv_head,
+                      page, full);
       }
       for (std::int32_t i = 0; i < maps_.value.copies; ++i) {
-        ptx::copy_box(to + static_cast<std::uint32_t>(T::kValuesInBox + i * T::kSlabBytes),
-                      &maps_.value.map, i * kSlabColumns, load.token, load.kv_head, page, full);
+        ptx::copy_box(to + static_cast<std::uint32_t>(T::kValuesInGroup + i * T::kSlabBytes),
+                      &maps_.value.map, i * maps_.value.column_step, load.token,
+                      i * maps_.value.slab_step, load.kv_head, page, full);
       }
     }
   }
@@ -246,7 +253,7 @@ class Producer {
       copy_rows<kRows, T::kHeadSizeV * T::kStoredBytes>(
           value, params_.head_size_v * T::kStoredBytes, valid, slice * kRows,
           [&](int row, int chunk) {
-            return place(row, chunk) + static_cast<std::uint32_t>(T::kValuesInBox);
+            return place(row, chunk) + static_cast<std::uint32_t>(T::kValuesInGroup);
           });
       ptx::arrive_after_copies(full);
     }
@@ -378,6 +385,7 @@ class Producer {
   const std::int32_t lane_;
   const std::int32_t warp_;  // among the producers
   const bool boxes_;
+  const std::int32_t box_keys_;      // 1 where rows are copied one by one
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;

@@ -144,12 +144,12 @@ __device__ inline void arrive_at(int id, int threads) {
 // A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab 0, head
 // `h` and page `p`. What is outside the tensor is filled with zeros and counts as bytes, too.
 __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t c, std::int32_t t,
-                                std::int32_t h, std::int32_t p, Barrier* barrier) {
+                                std::int32_t s, std::int32_t h, std::int32_t p, Barrier* barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3, 0, %4, %5}], [%6];" ::"r"(to),
-      "l"(map), "r"(c), "r"(t), "r"(h), "r"(p), "r"(shared_address(barrier))
+      "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(to),
+      "l"(map), "r"(c), "r"(t), "r"(s), "r"(h), "r"(p), "r"(shared_address(barrier))
       : "memory");
 #endif
 }

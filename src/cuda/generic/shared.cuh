@@ -33,7 +33,7 @@ struct Shared {
     began = reinterpret_cast<long long*>(base + layout.began);
   }
 
-  std::byte* stages;       // [stages, boxes of a block, kBoxBytes], see chunk_at()
+  std::byte* stages;       // [stages, boxes of a block, kGroupBytes], see chunk_at()
   std::byte* queries;      // [query buffers, kRows, kQueryPitch]
   float* merge;            // [consumers, kKeyWarps - 1, kMergeTiles, lanes, 4], see Finish::merge
   Piece* pieces;           // [query buffers]

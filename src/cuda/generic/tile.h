@@ -13,9 +13,9 @@ inline constexpr int kWarp = 32;
 inline constexpr int kMmaRows = 16;  // rows, and keys, of one instruction
 inline constexpr int kMaxStages = 8;
 inline constexpr int kMaxQueryBuffers = 4;
-// Keys and values are copied in boxes of 16 keys, which lie in shared memory as slabs of 64
+// Keys and values are copied in boxes of at least 16 keys and lie in shared memory as slabs of 64
 // columns.
-inline constexpr int kBoxKeys = 16;
+inline constexpr int kLeastBoxKeys = 16;
 inline constexpr int kSlabColumns = 64;
 // Added to each row of queries in shared memory, so that the same columns of 8 neighbouring rows
 // lie in different banks.
@@ -46,7 +46,7 @@ struct WarpGrid {
   static constexpr int kThreads = (kConsumers + kProducers) * kWarp;
   // Keys of each slice that one producer warp copies where they are copied row by row.
   static constexpr int kProducerKeys = kWarpKeys / kProducers;
-  static_assert(kWarpKeys % kBoxKeys == 0 && kProducerKeys % 4 == 0);
+  static_assert(kWarpKeys % kLeastBoxKeys == 0 && kProducerKeys % 4 == 0);
   static_assert(kProducerKeys * kKeyWarps <= kWarp && kProducers >= 2);
 };
 
@@ -103,13 +103,14 @@ struct Tile {
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
   static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
   static constexpr int kSlabChunks = kSlabRowBytes / 16;
-  static constexpr int kSlabBytes = kBoxKeys * kSlabRowBytes;
+  // A group of keys: their keys' slabs, then their values'. Warpgroups multiply whole groups.
+  static constexpr int kGroupKeys = Grid::kWarpgroups ? Grid::kBlockKeys : kLeastBoxKeys;
+  static constexpr int kSlabBytes = kGroupKeys * kSlabRowBytes;
   static constexpr int kKeySlabs = kHeadSizeQk / kSlabColumns;
   static constexpr int kValueSlabs = kHeadSizeV / kSlabColumns;
-  // A box: its keys' slabs, then its values'.
-  static constexpr int kValuesInBox = kKeySlabs * kSlabBytes;
-  static constexpr int kBoxBytes = kValuesInBox + kValueSlabs * kSlabBytes;
-  static constexpr int kStageBytes = Grid::kBlockKeys / kBoxKeys * kBoxBytes;
+  static constexpr int kValuesInGroup = kKeySlabs * kSlabBytes;
+  static constexpr int kGroupBytes = kValuesInGroup + kValueSlabs * kSlabBytes;
+  static constexpr int kStageBytes = Grid::kBlockKeys / kGroupKeys * kGroupBytes;
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
   // Of the sums that warps with the same rows exchange at a time: kMergeTiles tiles of 16 x 8.
@@ -117,15 +118,22 @@ struct Tile {
       Grid::kConsumers * (Grid::kKeyWarps - 1) * kMergeTiles * kMmaRows * 8 * 4;
 };
 
-// Where 16 bytes of a key are in a stage, or of its value after kValuesInBox: chunk `chunk` of key
-// `key` of the block. Chunks of a slab's row are permuted as tensor copies permute them ("swizzle":
-// exclusive or with bits 7 and up of the address), so that the same chunk of 8 neighbouring keys
-// lies in different banks.
+// Where the slab rows of a key begin in a stage: those of its first 64 columns; its value's after
+// kValuesInGroup.
+template <class T>
+DIFFKV_HD constexpr int row_of_key(int key) {
+  return key / T::kGroupKeys * T::kGroupBytes + key % T::kGroupKeys * T::kSlabRowBytes;
+}
+
+// Where 16 bytes of a key are in a stage, or of its value after kValuesInGroup: chunk `chunk` of
+// key `key` of the block. Chunks of a slab's row are permuted as tensor copies permute them
+// ("swizzle": exclusive or with bits 7 and up of the address), so that the same chunk of 8
+// neighbouring keys lies in different banks.
 template <class T>
 DIFFKV_HD constexpr int chunk_at(int key, int chunk) {
-  const int row = key % kBoxKeys;
+  const int row = key % T::kGroupKeys;
   const int turn = row * T::kSlabRowBytes / 128 % T::kSlabChunks;
-  return key / kBoxKeys * T::kBoxBytes + chunk / T::kSlabChunks * T::kSlabBytes +
+  return key / T::kGroupKeys * T::kGroupBytes + chunk / T::kSlabChunks * T::kSlabBytes +
          row * T::kSlabRowBytes + (chunk % T::kSlabChunks ^ turn) * 16;
 }
 
