@@ -57,15 +57,14 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   const bool merges = params.merges_tiles;
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   bool active = merges;  // in the merge
-  // Twelve warps start with 168 registers a thread: 4 x 88 + 8 x 208 are as many.
   if (!consumes) {
-    if constexpr (T::kGiveRegisters) ptx::leave_registers<88>();
+    if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     active = merges && threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
     if (active) TileMerge<T>(params, shared, tile_class).count_parts();
     active = active && Rehearsal<T>::kPays;
   } else {
-    if constexpr (T::kGiveRegisters) ptx::take_registers<208>();
+    if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
     Consumer<T>(params, shared, depth, Producer<T>::by_boxes(maps)).run();
     if (merges) active = TileMerge<T>(params, shared, tile_class).meet();
     if constexpr (!Rehearsal<T>::kPays) {

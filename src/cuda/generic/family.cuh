@@ -69,7 +69,6 @@ struct Family {
   using WideDecode = TileOf<WideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
   using TallPrefill = TileOf<TallPrefillGrid>;
-  using GroupWideDecode = TileOf<GroupWideDecodeGrid>;
   using GroupPrefill = TileOf<GroupPrefillGrid>;
 
   // Whether the code that runs on a GPU, which is the current one, has the kernel of a tile.
@@ -81,19 +80,14 @@ struct Family {
     return false;
   }
 
-  // Call fn with the tile, as std::type_identity, that wide decode or prefill takes on a GPU, which
-  // is the current one: the best that its code has and its shared memory holds.
-  template <class Fn>
-  static auto with_wide(const Gpu& gpu, Fn&& fn) {
-    if (is_there<GroupWideDecode>(gpu)) return fn(std::type_identity<GroupWideDecode>());
-    return fn(std::type_identity<WideDecode>());
-  }
+  // Calls fn with the tile, as std::type_identity, that prefill takes on a GPU, which is the
+  // current one: the best that its code has and its shared memory holds.
   template <class Fn>
   static auto with_prefill(const Gpu& gpu, Fn&& fn) {
     if (is_there<GroupPrefill>(gpu)) return fn(std::type_identity<GroupPrefill>());
     if (is_there<TallPrefill>(gpu)) return fn(std::type_identity<TallPrefill>());
     if (depth_on<Prefill>(gpu).stages > 0) return fn(std::type_identity<Prefill>());
-    return with_wide(gpu, fn);
+    return fn(std::type_identity<WideDecode>());
   }
 
   template <class T>
@@ -118,7 +112,7 @@ struct Family {
     limits.num_classes = kNumClasses;
     limits.classes[kDecode] = tile_class<Decode>(gpu);
     const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
-    limits.classes[kWideDecode] = with_wide(gpu, class_of);
+    limits.classes[kWideDecode] = class_of(std::type_identity<WideDecode>());
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
     // A decode tile's end costs as much as reading half a block.
     for (const std::int32_t c : {kDecode, kWideDecode}) {
@@ -146,7 +140,7 @@ struct Family {
       case kDecode:
         return launch(std::type_identity<Decode>());
       case kWideDecode:
-        return with_wide(gpu, launch);
+        return launch(std::type_identity<WideDecode>());
       default:
         return with_prefill(gpu, launch);
     }

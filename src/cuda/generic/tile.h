@@ -62,7 +62,6 @@ using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
 // What sm_90a takes instead where it can multiply what the cache stores, and the sums leave
 // registers for queries.
-using GroupWideDecodeGrid = WarpGrid<4, 1, 1, 64, 4, 1, true>;
 using GroupPrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
 
 // Whether code for compute capability `major`.x has the kernel of a tile; the others' are empty.
@@ -76,7 +75,6 @@ DIFFKV_HD constexpr bool has_kernel(int major) {
   if (T::Grid::kWarpgroups) return groups;
   if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
   if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
-  if (T::Grid::kRows == WideDecodeGrid::kRows) return !groups;
   return true;
 }
 
@@ -99,6 +97,9 @@ struct Tile {
   static constexpr bool kManySums = Grid::kRowTiles > 1 || kHeadSizeV > 128;
   static constexpr bool kGiveRegisters =
       (kManySums || Grid::kWarpgroups) && Grid::kConsumers + Grid::kProducers == 12;
+  // Of a thread then; twelve warps start with 168, which is as many in all.
+  static constexpr int kProducerRegisters = Grid::kWarpgroups ? 88 : 56;
+  static constexpr int kConsumerRegisters = Grid::kWarpgroups ? 208 : 224;
 
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
   static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
