@@ -44,8 +44,12 @@ struct Sums {
   std::int32_t slots[kClasses] = {};
 };
 
+// Starts that are kept in shared memory, of all classes together.
+constexpr int kKeptStarts = 1024;
+
 template <int kClasses>
 struct Shared {
+  plan::WorkStart starts[kKeptStarts];
   std::int64_t warp_cost[kClasses][kMostWarps];
   std::int32_t warp_slots[kClasses][kMostWarps];
   std::int32_t warp_highest[kMostWarps];
@@ -214,8 +218,13 @@ __device__ plan::WorkStart share_start(const plan::ScheduleView& view, int tile_
         return first + plan::last_not_above(before + first, min(each, view.num_seqs - first), cost);
       },
       [&](std::int32_t seq) {
-        const std::int64_t own = before[seq];
-        return plan::SeqOnLine{seq, plan::seq_mask(view, seq), own, before[seq + 1] - own};
+        const auto cost_before = [&](std::int32_t s) {
+          if (each > 1) return before[s];
+          return s < static_cast<std::int32_t>(blockDim.x) ? shared.cost_before[tile_class][s]
+                                                           : shared.cost[tile_class];
+        };
+        const std::int64_t own = cost_before(seq);
+        return plan::SeqOnLine{seq, plan::seq_mask(view, seq), own, cost_before(seq + 1) - own};
       });
 }
 
@@ -267,16 +276,22 @@ __global__ void __launch_bounds__(kThreads)
     if (index < begin) index += plan::divide(begin - index + threads - 1, threads) * threads;
 #pragma unroll 1
     for (; index < end; index += threads) {
-      tables.starts[c][index - begin] = share_start(view, c, index - begin, own.each, shared);
+      const plan::WorkStart start = share_start(view, c, index - begin, own.each, shared);
+      tables.starts[c][index - begin] = start;
+      if (index < kKeptStarts) shared.starts[index] = start;
     }
   }
   __syncthreads();
+  std::int32_t begin = 0;
 #pragma unroll 1
   for (int c = 0; c < view.limits.num_classes; ++c) {
+    const std::int32_t shares = plan::num_shares(view.limits.classes[c]);
+    const plan::WorkStart* starts =
+        end <= kKeptStarts ? shared.starts + begin : loaded(tables.starts[c]);
+    begin += shares + 1;
 #pragma unroll 1
-    for (std::int32_t share = thread; share < plan::num_shares(view.limits.classes[c]);
-         share += threads) {
-      tables.first_pieces[c][share] = plan::first_piece_of(view, c, share);
+    for (std::int32_t share = thread; share < shares; share += threads) {
+      tables.first_pieces[c][share] = plan::first_piece_of(view, c, share, starts);
     }
   }
 }

@@ -124,7 +124,7 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
       tables.starts[c][share] = share_start(view, c, share);
     }
     for (std::int32_t share = 0; share < num_shares(limits.classes[c]); ++share) {
-      tables.first_pieces[c][share] = first_piece_of(view, c, share);
+      tables.first_pieces[c][share] = first_piece_of(view, c, share, tables.starts[c]);
     }
     std::fill_n(tables.arrivals[c], limits.classes[c].workers, 0);
     std::fill_n(tables.cut_tiles[c], limits.classes[c].workers, -1);

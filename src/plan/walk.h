@@ -56,10 +56,10 @@ DIFFKV_HD inline std::int32_t first_share_of(const WorkStart* starts, std::int32
   return low;
 }
 
-// What FirstPiece says of a share.
+// What FirstPiece says of a share; `starts` are the class's.
 DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
-                                                   std::int32_t tile_class, std::int32_t share) {
-  const WorkStart* starts = view.tables.starts[tile_class];
+                                                   std::int32_t tile_class, std::int32_t share,
+                                                   const WorkStart* starts) {
   const std::int32_t worker = share * view.limits.classes[tile_class].head_lanes;
   detail::FirstPiece first;
   Piece piece;

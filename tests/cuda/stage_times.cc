@@ -168,7 +168,8 @@ double host_microseconds(const std::function<void()>& call) {
 class DecodeStep {
  public:
   DecodeStep(std::int64_t num_seqs, std::int32_t seq_len, std::int64_t num_heads,
-             std::int64_t num_kv_heads) {
+             std::int64_t num_kv_heads, SchedulePolicy policy = SchedulePolicy::kBalanced) {
+    key_.policy = policy;
     key_.num_heads = num_heads;
     key_.num_kv_heads = num_kv_heads;
     key_.head_size_qk = 192;
@@ -231,10 +232,12 @@ class DecodeStep {
   Plan plan_;
 };
 
-// The partials are zeros; what is merged makes no difference to the time.
+// Of batch-invariant plans: those of others the attention kernels merge themselves. The partials
+// are zeros; what is merged makes no difference to the time.
 void time_combine(const char* name, std::int64_t num_seqs, std::int32_t seq_len,
                   std::int64_t num_heads, std::int64_t num_kv_heads) {
-  const DecodeStep step(num_seqs, seq_len, num_heads, num_kv_heads);
+  const DecodeStep step(num_seqs, seq_len, num_heads, num_kv_heads,
+                        SchedulePolicy::kBatchInvariant);
   const double us = microseconds([&](int, Stream stream) { step.combine(stream); });
   fmt::print("combine       {:34} {:8.2f} us\n", name, us);
 }

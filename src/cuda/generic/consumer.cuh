@@ -105,12 +105,6 @@ class Consumer {
     find_seen();
     queries_ =
         query_address<T>(queries + static_cast<std::uint32_t>(first_row_ * T::kQueryPitch), lane_);
-    if constexpr (Grid::kWarpgroups) {
-#pragma unroll
-      for (int k = 0; k < kStepsQk; ++k) {
-        ptx::load_matrices(own_queries_[k], queries_ + static_cast<std::uint32_t>(k * 32));
-      }
-    }
 #pragma unroll
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       states_[m] = RowStates();
@@ -259,14 +253,23 @@ class Consumer {
   __device__ void multiply_keys_together(std::uint32_t keys, float (&scores)[kSliceKeys / 8][4]) {
     constexpr int kSteps = T::kSlabRowBytes / kStepBytes;  // of a slab
     if (!boxes_) ptx::fence_before_tensor_copies();        // wgmma reads as these copies write
+    // CUDA 13.0 gives weights the registers of queries that are kept from one block to the next.
+    std::uint32_t queries[kStepsQk][4];
+#pragma unroll
+    for (int k = 0; k < kStepsQk; ++k) {
+      ptx::load_matrices(queries[k], queries_ + static_cast<std::uint32_t>(k * 32));
+    }
+    hold(queries);
     begin_products();
 #pragma unroll
     for (int k = 0; k < kStepsQk; ++k) {
       const auto at =
           static_cast<std::uint32_t>(k / kSteps * T::kSlabBytes + k % kSteps * kStepBytes);
-      multiply_64_keys<Element>(scores, own_queries_[k], matrix_at(keys + at), k > 0);
+      multiply_64_keys<Element>(scores, queries[k], matrix_at(keys + at), k > 0);
     }
     end_products();
+    hold(scores);
+    hold(queries);
   }
 
   __device__ void add_values_together(std::uint32_t keys,
@@ -281,6 +284,8 @@ class Consumer {
         a[k][i] = ptx::pack<Element>(w[0], w[1]);
       }
     }
+    hold(a);
+    hold(sums_[0]);
     begin_products();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
@@ -292,6 +297,8 @@ class Consumer {
       }
     }
     end_products();
+    hold(sums_[0]);
+    hold(a);
   }
 
   __device__ void multiply_keys(std::uint32_t keys,
@@ -505,7 +512,6 @@ class Consumer {
   core::RowKeys all_;
   core::RowKeys any_;
   std::uint32_t queries_ = 0;
-  std::uint32_t own_queries_[Grid::kWarpgroups ? kStepsQk : 1][4];
   RowStates states_[Grid::kRowTiles];
   float factor_[Grid::kRowTiles][2];
   float sums_[Grid::kRowTiles][kTilesV][4];

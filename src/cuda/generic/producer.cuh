@@ -53,6 +53,8 @@ class Producer {
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp - Grid::kConsumers),
         boxes_(by_boxes(maps)),
         box_keys_(boxes_ ? maps.box_keys : 1),
+        policy_(ptx::cache_policy(T::Grid::kRows <= kMmaRows &&
+                                  params.schedule.limits.classes[tile_class].head_lanes == 1)),
         key_in_block_(boxes_ ? lane_ * box_keys_
                              : lane_ / Grid::kProducerKeys * Grid::kWarpKeys +
                                    warp_ * Grid::kProducerKeys + lane_ % Grid::kProducerKeys) {}
@@ -217,12 +219,12 @@ class Producer {
       for (std::int32_t i = 0; i < maps_.key.copies; ++i) {
         ptx::copy_box(to + static_cast<std::uint32_t>(i * T::kSlabBytes), &maps_.key.map,
                       i * maps_.key.column_step, load.token, i * maps_.key.slab_step, load.kv_head,
-                      page, full);
+                      page, full, policy_);
       }
       for (std::int32_t i = 0; i < maps_.value.copies; ++i) {
         ptx::copy_box(to + static_cast<std::uint32_t>(T::kValuesInGroup + i * T::kSlabBytes),
                       &maps_.value.map, i * maps_.value.column_step, load.token,
-                      i * maps_.value.slab_step, load.kv_head, page, full);
+                      i * maps_.value.slab_step, load.kv_head, page, full, policy_);
       }
     }
   }
@@ -385,7 +387,10 @@ class Producer {
   const std::int32_t lane_;
   const std::int32_t warp_;  // among the producers
   const bool boxes_;
-  const std::int32_t box_keys_;      // 1 where rows are copied one by one
+  const std::int32_t box_keys_;  // 1 where rows are copied one by one
+  // A decode tile is all that reads its keys. Where several heads are read side by side that does
+  // not pay.
+  const std::uint64_t policy_;
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;

@@ -28,6 +28,25 @@ __device__ inline void end_products() {
   DIFFKV_WGMMA("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
+// Keeps what is done with registers on its side of begin_products() or end_products(): products run
+// while the program goes on, of which the compiler knows nothing.
+template <int kTiles>
+__device__ inline void hold(float (&d)[kTiles][4]) {
+#pragma unroll
+  for (auto& tile : d) {
+#pragma unroll
+    for (float& x : tile) DIFFKV_WGMMA("" : "+f"(x)::"memory");
+  }
+}
+template <int kSteps>
+__device__ inline void hold(std::uint32_t (&a)[kSteps][4]) {
+#pragma unroll
+  for (auto& step : a) {
+#pragma unroll
+    for (std::uint32_t& x : step) DIFFKV_WGMMA("" : "+r"(x)::"memory");
+  }
+}
+
 // A matrix in shared memory whose rows of 128 bytes are permuted as tensor copies permute them, in
 // groups of 8 rows 1024 bytes apart: `address` is that of its first row, or so many bytes into it.
 __device__ inline std::uint64_t matrix_at(std::uint32_t address) {
