@@ -224,7 +224,9 @@ TEST(CudaHost, WhichQueriesRunOverWhichCache) {
       const bool expected = query != DType::kF32 && (is_fp8(stored) || stored == query);
       const Instance* instance = chosen(key_of(query, stored, 64, 64), usual_gpu());
       ASSERT_EQ(instance != nullptr, expected);
-      if (expected) EXPECT_EQ(instance->stored, stored);
+      if (expected) {
+        EXPECT_EQ(instance->stored, stored);
+      }
     }
   }
 }
