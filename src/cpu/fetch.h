@@ -18,7 +18,10 @@ namespace diffkv::cpu {
 // prefetch does not join in), 16 at a time 1.4 times (they take all miss buffers, and loads wait);
 // prefetches into the second level only cost more cycles than they save. Pages in random order cost
 // what contiguous rows do not (docs/performance.md); touching a page's first line, its first 4, 16
-// or 40, or one line every 4 KB a block earlier changed nothing or made all caches slower.
+// or 40, or one line every 4 KB a block earlier changed nothing or made all caches slower. Nor did
+// it help to overlap pages (the last rows of one in turn with the first of the next, or the next
+// one's first lines during the last rows), to fetch a page's halves in turn, or to fetch two or
+// three blocks ahead: so it is not the start of a page that costs.
 class Fetch {
  public:
   static constexpr std::int64_t kUnit = 32;  // elements

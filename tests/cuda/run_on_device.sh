@@ -61,7 +61,8 @@ part() {
   printf '%-16s %4d s  %s\n' "$name" $(($(date +%s) - begin)) "$what" >"$logs/$name.row"
 }
 
-# sanitized NAME SECONDS FILTERS OPTION...: `check` with each filter under the sanitizer.
+# sanitized NAME SECONDS FILTERS OPTION...: `check` with each filter under the sanitizer; those with
+# full: before them choose from the full suite.
 sanitized() {
   name=$1
   limit=$2
@@ -70,7 +71,11 @@ sanitized() {
   # shellcheck disable=SC2016  # the inner shell expands these
   part "$name" "$limit" env filters="$filters" sh -c '
     code=0
-    for filter in $filters; do "$@" --filter "$filter" || code=$?; done
+    for filter in $filters; do
+      suite=quick
+      [ "$filter" = "${filter#full:}" ] || suite=full
+      "$@" --suite $suite --filter "${filter#full:}" || code=$?
+    done
     exit $code' sh "$sanitizer" "$@" "$folder/diffkv" check --backend cuda --seed 1
 }
 
@@ -87,8 +92,8 @@ part check_fp32 300 env DIFFKV_CUDA_KERNEL=fp32 "$folder/diffkv" check --backend
   --suite "$suite" &
 # Every kernel is in these cases: layers of one query, a few, many and all of these, bf16 and fp8
 # with biases and sinks; long sequences, whose tiles are cut and merged by attend or by combine;
-# merges of states; the shapes of models; every pair of types.
-every='layer long batch_invariant merge/ model/ kv_dtype'
+# merges of states; the shapes of models; every pair of types; every size of kernel.
+every='layer long batch_invariant merge/ model/ kv_dtype full:kernel_size'
 sanitized memcheck 320 "$every" --tool memcheck --error-exitcode 3 &
 sanitized initcheck 320 "$every" --tool initcheck --error-exitcode 3 &
 sanitized synccheck 320 "$every" --tool synccheck --error-exitcode 3 &
@@ -100,7 +105,8 @@ sanitized synccheck 320 "$every" --tool synccheck --error-exitcode 3 &
   sanitized racecheck_fp32 320 'layer/ merge/mixed long/mixed batch_invariant/mixed' \
     --tool racecheck --error-exitcode 3
 ) &
-sanitized racecheck 320 'layer/multi layer/mixed 192x128 long/mixed batch_invariant/mixed' \
+sanitized racecheck 320 \
+  'layer/multi layer/mixed full:kernel_size/192x128_bf16 long/mixed batch_invariant/mixed' \
   --tool racecheck &
 wait
 
