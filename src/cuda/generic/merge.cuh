@@ -231,15 +231,16 @@ class TileMerge {
     for (std::int32_t begin = 0;; begin += kLanes * step) {
       // A lane knows one part.
       const std::int32_t part = begin + first + in_group * step;
+      const bool has = part < parts && row < piece.num_rows;
       core::SoftmaxState own;
       std::int64_t at = 0;
-      if (part < parts) {
+      if (has) {
         const std::int32_t slot = slot_of(piece, part_shares_[list * kMostParts + part]);
         at = plan::partial_row(params_.schedule, tile_class_, slot, row);
         own.max = __ldcg(tables.partial_max + at);
         own.sum = __ldcg(tables.partial_sum + at);
       }
-      const std::uint32_t there = __ballot_sync(kAllLanes, part < parts);
+      const std::uint32_t there = __ballot_sync(kAllLanes, has);
       float4 loaded[kBatch][kVectors];
       const auto load = [&](int i) {
 #pragma unroll
