@@ -251,14 +251,23 @@ template <int kHeadSizeV>
 void expect_one_prefill_kernel() {
   using Prefill = mma::Tile<mma::PrefillGrid, DType::kBF16, 64, kHeadSizeV>;
   using Tall = mma::Tile<mma::TallPrefillGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Group = mma::Tile<mma::GroupPrefillGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Fp8Prefill = mma::Tile<mma::PrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
+  using Fp8Tall = mma::Tile<mma::TallPrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
+  using Fp8Group = mma::Tile<mma::GroupPrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
   using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Decode = mma::Tile<mma::DecodeGrid<kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
   for (const int major : {8, 9, 10, 12}) {
     SCOPED_TRACE(major);
     EXPECT_TRUE(mma::has_kernel<Wide>(major));
     EXPECT_TRUE(mma::has_kernel<Decode>(major));
-    EXPECT_NE(mma::has_kernel<Prefill>(major), mma::has_kernel<Tall>(major));
-    EXPECT_EQ(mma::has_kernel<Tall>(major), major == 9 && kHeadSizeV <= 128);
+    const bool hopper = major == 9 && kHeadSizeV <= 128;
+    EXPECT_EQ(mma::has_kernel<Prefill>(major), !hopper);
+    EXPECT_EQ(mma::has_kernel<Group>(major), hopper);
+    EXPECT_FALSE(mma::has_kernel<Tall>(major));
+    EXPECT_EQ(mma::has_kernel<Fp8Prefill>(major), !hopper);
+    EXPECT_EQ(mma::has_kernel<Fp8Tall>(major), hopper);
+    EXPECT_FALSE(mma::has_kernel<Fp8Group>(major));
   }
 }
 
