@@ -75,6 +75,9 @@ if(DIFFKV_CUDA_ENABLED)
       list(APPEND architectures 100 120)
     endif()
   endif()
+  # Code for 9.0 has instructions that only 9.0a has.
+  list(TRANSFORM architectures REPLACE "^90$" "90a")
+  list(REMOVE_DUPLICATES architectures)
   diffkv_cuda_code(CMAKE_CUDA_ARCHITECTURES "${architectures}")
   diffkv_cuda_code(DIFFKV_CUDA_ARCHITECTURES_FP8 "${architectures}" 89)
   if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 knows dialects up to C++17 only

@@ -25,7 +25,8 @@ struct AttendKernel {
 
   // Enqueues one tile class on the stream, on the current device: worker w of the class runs
   //   plan::for_each_piece(params.schedule, tile_class, w, ...)
-  // and writes whole tiles to the output and pieces of cut tiles to their partials. Throws Error.
+  // and writes whole tiles to the output and pieces of cut tiles to their partials, which it merges
+  // if merges_tiles says so. Throws Error.
   void (*launch)(const AttendKernelParams& params, std::int32_t tile_class, cudaStream_t stream);
 };
 

@@ -1,5 +1,5 @@
-// Attention on tensor cores by mma.sync: any GPU from sm_80 on, any mask, one body for decode and
-// prefill. See docs/kernels/mma.md.
+// Attention on tensor cores: any GPU from sm_80 on, any mask, one body for decode and prefill. See
+// docs/kernels/mma.md.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,7 +36,6 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     }
     ptx::fence_barrier_init();
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};
-    *shared.began = clock64();
   }
   // The kernel of another class of the same attend does not wait, so it may only start when all
   // that came before this one has ended.
@@ -53,6 +52,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   __syncthreads();
   if (!params.after_sibling) wait_for_earlier_kernels();
   if (params.before_sibling) let_next_kernel_start();
+  if (threadIdx.x == 0) *shared.began = clock64();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   const bool merges = params.merges_tiles;
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;

@@ -71,22 +71,23 @@ struct Family {
   using TallPrefill = TileOf<TallPrefillGrid>;
   using GroupPrefill = TileOf<GroupPrefillGrid>;
 
-  // Whether the code that runs on a GPU, which is the current one, has the kernel of a tile.
+  // Whether the code that runs on a GPU, which is the current one, has the kernel of a tile, and
+  // its shared memory room for it.
   template <class T>
-  static bool is_there(const Gpu& gpu) {
-    if constexpr (has_kernel<T>(kHopper)) {
-      return has_kernel<T>(code_of<attend_mma<T>>(gpu) / 10);
+  static bool can_run(const Gpu& gpu) {
+    if constexpr (has_kernel<T>(kHopper) || has_kernel<T>(kHopper - 1)) {
+      return has_kernel<T>(code_of<attend_mma<T>>(gpu) / 10) && depth_on<T>(gpu).stages > 0;
     }
     return false;
   }
 
   // Calls fn with the tile, as std::type_identity, that prefill takes on a GPU, which is the
-  // current one: the best that its code has and its shared memory holds.
+  // current one.
   template <class Fn>
   static auto with_prefill(const Gpu& gpu, Fn&& fn) {
-    if (is_there<GroupPrefill>(gpu)) return fn(std::type_identity<GroupPrefill>());
-    if (is_there<TallPrefill>(gpu)) return fn(std::type_identity<TallPrefill>());
-    if (depth_on<Prefill>(gpu).stages > 0) return fn(std::type_identity<Prefill>());
+    if (can_run<GroupPrefill>(gpu)) return fn(std::type_identity<GroupPrefill>());
+    if (can_run<TallPrefill>(gpu)) return fn(std::type_identity<TallPrefill>());
+    if (can_run<Prefill>(gpu)) return fn(std::type_identity<Prefill>());
     return fn(std::type_identity<WideDecode>());
   }
 

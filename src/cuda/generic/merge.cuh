@@ -1,5 +1,5 @@
-// Cut tiles are merged by the blocks that had their parts, in the order of the parts whoever does
-// it. Of a tile in few parts, the block that leaves the last partial merges all rows. Of one in
+// Cut tiles are merged by the blocks that had their parts, in an order that depends on the plan
+// alone. Of a tile in few parts, the block that leaves the last partial merges all rows. Of one in
 // many, whose blocks all end at about the same time, each merges some rows as soon as the last
 // partial is there. Another kernel would wait for the slowest block, and then for its own
 // instructions and for what says which tiles are cut.
@@ -132,6 +132,7 @@ class TileMerge {
     const bool together = is_for_all(piece);
     bool complete = false;
     if (cut) {
+      __threadfence();  // what the other threads left before the barrier, too
       const Word before = atomicAdd(word, static_cast<Word>(piece.blocks));
       complete = blocks_of(before) + piece.blocks >= piece.blocks_of_tile;
       // The last one also does the work of those who left.
@@ -154,6 +155,7 @@ class TileMerge {
       }
     }
     if (!cut) return;
+    __threadfence();
     const bool last = together ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts : complete;
     if (last) *word = 0;
   }

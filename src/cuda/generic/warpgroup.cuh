@@ -13,6 +13,9 @@
 
 namespace diffkv::cuda::mma {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 9 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "code for compute capability 9.0 has to be compiled for 90a"
+#endif
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define DIFFKV_WGMMA(...) asm volatile(__VA_ARGS__)
 #else
