@@ -34,14 +34,20 @@ struct RowPlace {
   std::int32_t query;  // the token within its sequence
 };
 
+// Of row `index` of a KV head of the sequence that starts at `first_token`.
+__device__ inline RowPlace row_place(std::int32_t first_token, std::int32_t kv_head,
+                                     std::int32_t group, std::int32_t index) {
+  RowPlace place;
+  place.query = index / group;
+  place.token = std::int64_t{first_token} + place.query;
+  place.head = kv_head * group + (index - place.query * group);
+  return place;
+}
+
 __device__ inline RowPlace row_place(const plan::ScheduleView& view, const plan::Piece& piece,
                                      std::int32_t row) {
-  const std::int32_t index = piece.tile.first_row + row;
-  RowPlace place;
-  place.query = index / view.group;
-  place.token = std::int64_t{view.tables.query_start_loc[piece.seq]} + place.query;
-  place.head = piece.tile.kv_head * view.group + (index - place.query * view.group);
-  return place;
+  return row_place(view.tables.query_start_loc[piece.seq], piece.tile.kv_head, view.group,
+                   piece.tile.first_row + row);
 }
 
 // What the finished row's accumulator, sum p v without scales, becomes.

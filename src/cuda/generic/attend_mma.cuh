@@ -24,8 +24,8 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   extern __shared__ __align__(1024) std::byte memory[];
   if (threadIdx.x == T::Grid::kConsumers * kWarp) Producer<T>::prefetch(maps);
   const Shared<T> shared(memory, depth);
+  const bool boxes = Producer<T>::by_boxes(maps);
   if (threadIdx.x == 0) {
-    const bool boxes = Producer<T>::by_boxes(maps);
     for (std::int32_t i = 0; i < depth.stages * T::Grid::kKeyWarps; ++i) {
       ptx::init(shared.stage_full + i, boxes ? 1 : Producer<T>::kRowArrivals);
       ptx::init(shared.stage_empty + i, T::Grid::kRowWarps);
@@ -56,6 +56,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   const bool merges = params.merges_tiles;
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
+  // Each call has a TileMerge of its own: of one that lived on, the compiler spilled the sums.
   bool active = merges;  // in the merge
   if (!consumes) {
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
@@ -65,7 +66,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     active = active && Rehearsal<T>::kPays;
   } else {
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
-    Consumer<T>(params, shared, depth, Producer<T>::by_boxes(maps)).run();
+    Consumer<T>(params, shared, depth, boxes).run();
     if (merges) active = TileMerge<T>(params, shared, tile_class).meet();
     if constexpr (!Rehearsal<T>::kPays) {
       if (active) TileMerge<T>(params, shared, tile_class).run(true);

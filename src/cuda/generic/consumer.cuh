@@ -265,11 +265,10 @@ class Consumer {
     for (int k = 0; k < kStepsQk; ++k) {
       const auto at =
           static_cast<std::uint32_t>(k / kSteps * T::kSlabBytes + k % kSteps * kStepBytes);
-      multiply_64_keys<Element>(scores, queries[k], matrix_at(keys + at), k > 0);
+      multiply_64<Element, false>(scores, queries[k], matrix_at(keys + at), k > 0);
     }
     end_products();
     hold(scores);
-    hold(queries);
   }
 
   __device__ void add_values_together(std::uint32_t keys,
@@ -293,12 +292,11 @@ class Consumer {
       for (int slab = 0; slab < T::kValueSlabs; ++slab) {
         const auto at = static_cast<std::uint32_t>(row_of_key<T>(k * kMmaRows) + T::kValuesInGroup +
                                                    slab * T::kSlabBytes);
-        add_64_columns<Element>(sums_[0] + 8 * slab, a[k], matrix_at(keys + at));
+        multiply_64<Element, true>(sums_[0] + 8 * slab, a[k], matrix_at(keys + at), true);
       }
     }
     end_products();
     hold(sums_[0]);
-    hold(a);
   }
 
   __device__ void multiply_keys(std::uint32_t keys,

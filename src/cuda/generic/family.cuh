@@ -73,6 +73,7 @@ struct Family {
 
   // Whether the code that runs on a GPU, which is the current one, has the kernel of a tile, and
   // its shared memory room for it.
+  // No code at all has some: those of types that cannot be multiplied so.
   template <class T>
   static bool can_run(const Gpu& gpu) {
     if constexpr (has_kernel<T>(kHopper) || has_kernel<T>(kHopper - 1)) {

@@ -26,11 +26,9 @@ template <class T>
 __device__ inline void write_lse(const AttendKernelParams& params,
                                  const typename Shared<T>::Piece& piece, std::int32_t row,
                                  float lse) {
-  const std::int32_t group = params.schedule.group;
-  const std::int32_t index = piece.first_row + row;
-  const std::int64_t token = std::int64_t{piece.first_token} + index / group;
-  const std::int64_t head = std::int64_t{piece.kv_head} * group + index % group;
-  params.lse[head * params.lse_stride_head + token * params.lse_stride_token] = lse;
+  const RowPlace place =
+      row_place(piece.first_token, piece.kv_head, params.schedule.group, piece.first_row + row);
+  params.lse[place.head * params.lse_stride_head + place.token * params.lse_stride_token] = lse;
 }
 
 template <class T>

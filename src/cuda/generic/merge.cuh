@@ -375,30 +375,27 @@ class TileMerge {
   // Where a row of the output is, and what its end needs; nowhere if it is not written.
   struct RowOut {
     std::byte* to = nullptr;
-    std::int64_t token = 0;
-    std::int32_t head = 0;
+    RowPlace place{};
     RowScales scales{};
   };
 
   __device__ RowOut row_out(const CutPiece& piece, std::int32_t row, bool valid) const {
     RowOut out;
-    const std::int32_t group = params_.schedule.group;
-    const std::int32_t index = piece.first_row + row;
-    const std::int32_t query = plan::divide(index, group);
-    out.token = std::int64_t{piece.first_token} + query;
-    if (!valid || row >= piece.num_rows || out.token >= params_.schedule.tables.num_tokens) {
+    out.place =
+        row_place(piece.first_token, piece.kv_head, params_.schedule.group, piece.first_row + row);
+    if (!valid || row >= piece.num_rows || out.place.token >= params_.schedule.tables.num_tokens) {
       return out;
     }
-    out.head = piece.kv_head * group + (index - query * group);
-    out.to = row_at(params_.output, out.token, out.head);
-    out.scales = row_scales(params_, out.head, piece.kv_head);
+    out.to = row_at(params_.output, out.place.token, out.place.head);
+    out.scales = row_scales(params_, out.place.head, piece.kv_head);
     return out;
   }
 
   __device__ void write_row(const RowOut& out, const RowSums& sums, bool all_lanes) const {
     if (out.to == nullptr) return;
     const bool first = (all_lanes ? lane_ : lane_ % kLanes) == 0;
-    const RowEnd end = finish_row(params_, out.token, out.head, out.scales, sums.state, first);
+    const RowEnd end =
+        finish_row(params_, out.place.token, out.place.head, out.scales, sums.state, first);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const std::int32_t column = column_of(v, all_lanes);

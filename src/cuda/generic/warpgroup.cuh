@@ -31,8 +31,8 @@ __device__ inline void end_products() {
   DIFFKV_WGMMA("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
-// Keeps what is done with registers on its side of begin_products() or end_products(): products run
-// while the program goes on, of which the compiler knows nothing.
+// Keeps what is done with operands before begin_products(), and with results after end_products():
+// products run while the program goes on, of which the compiler knows nothing.
 template <int kTiles>
 __device__ inline void hold(float (&d)[kTiles][4]) {
 #pragma unroll
@@ -72,25 +72,20 @@ __device__ inline std::uint64_t matrix_at(std::uint32_t address) {
       : DIFFKV_EIGHT(d, 0), DIFFKV_EIGHT(d, 2), DIFFKV_EIGHT(d, 4), DIFFKV_EIGHT(d, 6)    \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds ? 1 : 0))
 
-// d (+)= a x b for 64 keys, a row of b each, in 16 columns.
-template <class Element>
-__device__ inline void multiply_64_keys(float (*d)[4], const std::uint32_t (&a)[4], std::uint64_t b,
-                                        bool adds) {
-  if constexpr (std::is_same_v<Element, __half>) {
+// d (+)= a x b in 64 columns of d; b has a key a row: 64 keys with 16 columns each or, if it is
+// transposed, 16 keys with 64 columns of their values.
+template <class Element, bool kTransposed>
+__device__ inline void multiply_64(float (*d)[4], const std::uint32_t (&a)[4], std::uint64_t b,
+                                   bool adds) {
+  constexpr bool kHalf = std::is_same_v<Element, __half>;
+  if constexpr (kHalf && kTransposed) {
+    DIFFKV_PRODUCT("f16", "1");
+  } else if constexpr (kHalf) {
     DIFFKV_PRODUCT("f16", "0");
+  } else if constexpr (kTransposed) {
+    DIFFKV_PRODUCT("bf16", "1");
   } else {
     DIFFKV_PRODUCT("bf16", "0");
-  }
-}
-
-// d += a x b for 16 keys, a row of b each, in 64 columns of values.
-template <class Element>
-__device__ inline void add_64_columns(float (*d)[4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  constexpr bool adds = true;
-  if constexpr (std::is_same_v<Element, __half>) {
-    DIFFKV_PRODUCT("f16", "1");
-  } else {
-    DIFFKV_PRODUCT("bf16", "1");
   }
 }
 
