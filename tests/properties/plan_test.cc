@@ -203,11 +203,18 @@ TEST(PlanProperties, SharesAreEven) {
       std::vector<std::int64_t> cost(at(cls.workers), 0);
       std::int64_t total = 0;
       std::int64_t largest = 0;
+      // A tile's fixed cost is counted once on the line, and once by each worker that has a part.
+      std::set<std::tuple<std::int32_t, std::int32_t, std::int32_t>> tiles;
+      std::set<std::tuple<std::int32_t, std::int32_t, std::int32_t, std::int32_t>> parts;
       for (const WorkItem& item : planned.items) {
         if (item.tile_class != c) continue;
         const std::int64_t blocks = blocks_of(cls, item) * cls.block_cost;
-        cost[at(item.worker)] += cls.tile_cost + blocks;
-        total += cls.tile_cost + blocks;
+        if (tiles.emplace(item.seq, item.kv_head, item.first_row).second) total += cls.tile_cost;
+        if (parts.emplace(item.worker, item.seq, item.kv_head, item.first_row).second) {
+          cost[at(item.worker)] += cls.tile_cost;
+        }
+        cost[at(item.worker)] += blocks;
+        total += blocks;
         largest = std::max(largest, cls.tile_cost + blocks);
       }
       std::int64_t shares = cls.workers;
