@@ -31,8 +31,7 @@ void attend(const Backend& backend, const AttentionParams& params, const AttendA
                 fmt::format("backend {} does not run {}: {}", backend.name(), to_string(plan.key()),
                             support.reason));
   }
-  backend.attend(params, args, plan, stream);
-  backend.combine(params, args, plan, stream);
+  if (backend.attend(params, args, plan, stream)) backend.combine(params, args, plan, stream);
 }
 
 void merge_attn_states(const Backend& backend, const AttnState& a, const AttnState& b,

@@ -63,10 +63,11 @@ class Backend {
   virtual void update_cache(const ConstTensorView& key, const ConstTensorView& value,
                             const KvCacheView& cache, const ConstTensorView& slot_mapping,
                             Stream stream) const = 0;
-  // Work items to outputs (whole tiles) and partials (cut tiles).
-  virtual void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
-                      Stream stream) const = 0;
-  // Partials to outputs.
+  // Work items to outputs (whole tiles) and partials (cut tiles). Whether partials are left for
+  // combine: a backend may merge them as it goes.
+  [[nodiscard]] virtual bool attend(const AttentionParams& params, const AttendArgs& args,
+                                    const Plan& plan, Stream stream) const = 0;
+  // Those partials to outputs.
   virtual void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                        Stream stream) const = 0;
   virtual void merge_attn_states(const AttnState& a, const AttnState& b,

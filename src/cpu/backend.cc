@@ -150,24 +150,23 @@ class CpuBackend final : public Backend {
     for (std::int64_t part = 0; part < parts; ++part) update_cache_part(call, part, parts);
   }
 
-  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream /*stream*/) const override {
     for_each_share(
         params, args, plan, 1,
         [](const AttendCall& call, std::int32_t cls, std::int32_t worker, std::int32_t /*part*/,
            std::byte* scratch) { attend_share(call, cls, worker, scratch); });
+    return plan::cuts_tiles(plan.limits(), plan.key().policy, plan.tables());
   }
 
   void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                Stream /*stream*/) const override {
-    if (plan::cuts_tiles(plan.limits(), plan.key().policy, plan.tables())) {
-      // One long sequence may be a single tile of many heads.
-      const std::int32_t parts = std::min(plan.limits().threads, kCombineParts);
-      for_each_share(
-          params, args, plan, parts,
-          [&](const AttendCall& call, std::int32_t cls, std::int32_t worker, std::int32_t part,
-              std::byte* scratch) { combine_share(call, cls, worker, part, parts, scratch); });
-    }
+    // One long sequence may be a single tile of many heads.
+    const std::int32_t parts = std::min(plan.limits().threads, kCombineParts);
+    for_each_share(
+        params, args, plan, parts,
+        [&](const AttendCall& call, std::int32_t cls, std::int32_t worker, std::int32_t part,
+            std::byte* scratch) { combine_share(call, cls, worker, part, parts, scratch); });
   }
 
   void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,

@@ -115,13 +115,14 @@ class CudaBackend final : public Backend {
     cuda::update_cache(key, value, cache, slot_mapping, gpu(cache.device.index), handle_of(stream));
   }
 
-  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream stream) const override {
-    if (plan.tables().num_seqs == 0) return;
+    if (plan.tables().num_seqs == 0) return false;
     const DeviceGuard guard(args.query.device);
     const AttendKernel& kernel = kernel_of(params, args, plan);
     AttendKernelParams p = attend_kernel_params(params, args, plan);
-    p.merges_tiles = merges_tiles(kernel, plan);
+    // Pieces of kBatchInvariant plans may be any number a worker, and their tiles' parts anywhere.
+    p.merges_tiles = kernel.can_merge_tiles && plan.key().policy == SchedulePolicy::kBalanced;
     // The classes of the largest tiles first: what is left over then is small.
     const std::int32_t classes = plan.limits().num_classes;
     for (std::int32_t c = classes - 1; c >= 0; --c) {
@@ -129,13 +130,12 @@ class CudaBackend final : public Backend {
       p.before_sibling = c > 0;
       kernel.launch(p, c, handle_of(stream));
     }
+    return !p.merges_tiles;
   }
 
   void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                Stream stream) const override {
-    if (plan.tables().num_seqs == 0) return;
     const DeviceGuard guard(args.query.device);
-    if (merges_tiles(kernel_of(params, args, plan), plan)) return;
     cuda::combine(attend_kernel_params(params, args, plan), gpu(args.query.device.index),
                   handle_of(stream));
   }
@@ -181,12 +181,6 @@ class CudaBackend final : public Backend {
       check_classes(*choice.kernel, choice.kernel->limits(plan.key(), on), plan.limits());
     }
     return *choice.kernel;
-  }
-
-  // Whether the kernel merges the plan's cut tiles itself. Pieces of kBatchInvariant plans may be
-  // any number a worker, and their tiles' parts anywhere.
-  static bool merges_tiles(const AttendKernel& kernel, const Plan& plan) {
-    return kernel.can_merge_tiles && plan.key().policy == SchedulePolicy::kBalanced;
   }
 
   // Only another choice of kernels since the plan was made makes these differ. Plans leave out the

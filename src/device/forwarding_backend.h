@@ -53,9 +53,9 @@ class ForwardingBackend : public Backend {
                     Stream stream) const override {
     base_->update_cache(key, value, cache, slot_mapping, stream);
   }
-  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream stream) const override {
-    base_->attend(params, args, plan, stream);
+    return base_->attend(params, args, plan, stream);
   }
   void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                Stream stream) const override {

@@ -32,17 +32,15 @@ class Changed final : public device::ForwardingBackend {
                     Stream stream) const override {
     if (!skip_update) base().update_cache(key, value, cache, slot_mapping, stream);
   }
-  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream stream) const override {
     ++attends;
-    base().attend(params, args, plan, stream);
-  }
-  void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
-               Stream stream) const override {
-    base().combine(params, args, plan, stream);
-    if (!spoil_output) return;
-    auto* bits = static_cast<std::uint16_t*>(args.output.data);
-    bits[args.output.numel() - 1] ^= 0x4000U;
+    if (base().attend(params, args, plan, stream)) base().combine(params, args, plan, stream);
+    if (spoil_output) {
+      auto* bits = static_cast<std::uint16_t*>(args.output.data);
+      bits[args.output.numel() - 1] ^= 0x4000U;
+    }
+    return false;
   }
 };
 
@@ -111,10 +109,10 @@ TEST(Run, ScenariosTakeTurns) {
   class Turns final : public device::ForwardingBackend {
    public:
     Turns() : ForwardingBackend(find_backend("cpu")) {}
-    void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+    bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                 Stream stream) const override {
       block_sizes.push_back(args.cache.block_size);
-      base().attend(params, args, plan, stream);
+      return base().attend(params, args, plan, stream);
     }
     mutable std::vector<std::int64_t> block_sizes;
   };

@@ -75,9 +75,10 @@ void RecordingBackend::update_cache(const ConstTensorView&, const ConstTensorVie
   ++writes_;
 }
 
-void RecordingBackend::attend(const AttentionParams&, const AttendArgs&, const Plan&,
+bool RecordingBackend::attend(const AttentionParams&, const AttendArgs&, const Plan&,
                               Stream) const {
   ++writes_;
+  return true;
 }
 
 void RecordingBackend::combine(const AttentionParams&, const AttendArgs&, const Plan&,

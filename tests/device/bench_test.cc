@@ -60,10 +60,13 @@ TEST(Bench, TimesRecordedWorkAgainstAFloor) {
 
 class Spoiling final : public SeparateMemoryBackend {
  public:
-  void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
-               Stream stream) const override {
-    SeparateMemoryBackend::combine(params, args, plan, stream);
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+              Stream stream) const override {
+    if (SeparateMemoryBackend::attend(params, args, plan, stream)) {
+      combine(params, args, plan, stream);
+    }
     fill_bytes(args.output.data, 0x3f, 64, {}, stream);
+    return false;
   }
 };
 

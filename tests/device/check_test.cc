@@ -69,9 +69,17 @@ class Faulty final : public SeparateMemoryBackend {
 
   explicit Faulty(Fault fault) : fault_(fault) {}
 
-  void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
-               Stream stream) const override {
-    SeparateMemoryBackend::combine(params, args, plan, stream);
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+              Stream stream) const override {
+    if (SeparateMemoryBackend::attend(params, args, plan, stream)) {
+      combine(params, args, plan, stream);
+    }
+    spoil(args, plan);
+    return false;
+  }
+
+ private:
+  void spoil(const AttendArgs& args, const Plan& plan) const {
     switch (fault_) {
       case Fault::kBeforeOutput:
         return flip(static_cast<std::byte*>(args.output.data) - 1);
@@ -86,7 +94,6 @@ class Faulty final : public SeparateMemoryBackend {
     }
   }
 
- private:
   void flip(std::byte* at, std::byte bits = std::byte{1}) const {
     std::byte value{};
     copy_to_host(&value, at, 1, {DeviceType::kCuda, 0}, {});

@@ -210,12 +210,12 @@ void SeparateMemoryBackend::update_cache(const ConstTensorView& key, const Const
   cpu_.update_cache(key, value, cache, slot_mapping, stream);
 }
 
-void SeparateMemoryBackend::attend(const AttentionParams& params, const AttendArgs& args,
+bool SeparateMemoryBackend::attend(const AttentionParams& params, const AttendArgs& args,
                                    const Plan& plan, Stream stream) const {
   require(params, args, plan);
-  if (!computes()) return;
+  if (!computes()) return true;
   const Open open(*this);
-  cpu_.attend(params, args, plan, stream);
+  return cpu_.attend(params, args, plan, stream);
 }
 
 void SeparateMemoryBackend::combine(const AttentionParams& params, const AttendArgs& args,

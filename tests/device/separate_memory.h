@@ -55,7 +55,7 @@ class SeparateMemoryBackend : public Backend {
   void update_cache(const ConstTensorView& key, const ConstTensorView& value,
                     const KvCacheView& cache, const ConstTensorView& slot_mapping,
                     Stream stream) const override;
-  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream stream) const override;
   void combine(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
                Stream stream) const override;

@@ -46,7 +46,9 @@ class LimitsBackend final : public Backend {
   }
   void update_cache(const ConstTensorView&, const ConstTensorView&, const KvCacheView&,
                     const ConstTensorView&, Stream) const override {}
-  void attend(const AttentionParams&, const AttendArgs&, const Plan&, Stream) const override {}
+  bool attend(const AttentionParams&, const AttendArgs&, const Plan&, Stream) const override {
+    return false;
+  }
   void combine(const AttentionParams&, const AttendArgs&, const Plan&, Stream) const override {}
   void merge_attn_states(const AttnState&, const AttnState&, const ConstTensorView&,
                          const TensorView&, const TensorView&, Stream) const override {}

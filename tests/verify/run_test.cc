@@ -87,7 +87,7 @@ class FaultyBackend : public Backend {
     }
     reference_update(key, value, cache, view_of(mapping.data(), {slots.shape[0]}));
   }
-  void attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+  bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream) const override {
     const TensorView& out = args.output;
     const auto* query_bytes = static_cast<const std::byte*>(args.query.data);
@@ -119,6 +119,7 @@ class FaultyBackend : public Backend {
       static_cast<std::byte*>(args.cache.key.data)[0] ^= std::byte{1};
     }
     if (fault_ == Fault::kWritesInput) const_cast<std::byte*>(query_bytes)[0] ^= std::byte{1};
+    return false;
   }
   void combine(const AttentionParams&, const AttendArgs&, const Plan&, Stream) const override {}
   void merge_attn_states(const AttnState& a, const AttnState& b, const ConstTensorView& sinks,
