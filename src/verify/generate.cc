@@ -29,6 +29,14 @@ std::uint64_t mix(std::uint64_t x) {
 
 }  // namespace
 
+std::vector<double> alibi_slopes(std::int64_t num_heads) {
+  std::vector<double> slopes;
+  for (std::int64_t i = 1; i <= num_heads; ++i) {
+    slopes.push_back(std::exp2(-8.0 * static_cast<double>(i) / static_cast<double>(num_heads)));
+  }
+  return slopes;
+}
+
 std::uint64_t Random::next() { return state_ = mix(state_); }
 
 double Random::uniform() { return std::ldexp(static_cast<double>(next() >> 11U), -53); }
@@ -226,13 +234,14 @@ void GeneratedProblem::make_params() {
   params_.soft_cap = case_.soft_cap;
   params_.alibi_sqrt = case_.alibi_sqrt;
   params_.sink_mode = case_.sink_mode;
-  std::vector<double> slopes(heads);
   std::vector<double> sinks(heads);
   for (std::size_t h = 0; h < heads; ++h) {
-    slopes[h] = std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(heads));
     sinks[h] = case_.sinks_none && h % 2 == 0 ? -kInf : 2 * random_.normal() + 1;
   }
-  if (case_.alibi) params_.alibi_slopes = value_vector("alibi_slopes", DType::kF32, slopes);
+  if (case_.alibi) {
+    params_.alibi_slopes =
+        value_vector("alibi_slopes", DType::kF32, verify::alibi_slopes(key.num_heads));
+  }
   if (case_.sinks) params_.sinks = value_vector("sinks", *case_.sinks, sinks);
   if (case_.qq_bias > 0) {
     const std::int64_t n = case_.qq_bias;

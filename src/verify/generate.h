@@ -16,6 +16,9 @@
 
 namespace diffkv::verify {
 
+// The ALiBi paper's slopes of a layer's heads: 2^(-8 i / num_heads) for i from 1 to num_heads.
+std::vector<double> alibi_slopes(std::int64_t num_heads);
+
 // Reproducible random numbers, the same on every platform.
 class Random {
  public:
