@@ -23,7 +23,15 @@ void compare_rates(const char* name, double now, double before, std::vector<std:
 }
 
 bool same_problem(const ScenarioResult& a, const ScenarioResult& b) {
-  return a.bytes == b.bytes && a.flops == b.flops;
+  return a.bytes == b.bytes && a.flops == b.flops && a.soft_cap == b.soft_cap &&
+         a.alibi == b.alibi && a.layout == b.layout;
+}
+
+std::string describe_problem(const ScenarioResult& result) {
+  std::string text = fmt::format("{:.0f} bytes and {:.0f} flops", result.bytes, result.flops);
+  if (result.soft_cap > 0) text += fmt::format(", soft cap {}", result.soft_cap);
+  if (result.alibi) text += ", ALiBi";
+  return fmt::format("{}, {}", text, result.layout);
 }
 
 // Whether `a` is to be shown rather than `b`: mistakes first, then what was timed, then the faster.
@@ -71,9 +79,8 @@ ComparisonResult compare(const RunResult& now, const RunResult& before) {
     if (it == before.scenarios.end() || it->attend.repetitions == 0) {
       untimed.push_back(scenario.name);
     } else if (!same_problem(*it, scenario)) {
-      result.notes.push_back(fmt::format(
-          "{} is another problem: {:.0f} bytes and {:.0f} flops now, {:.0f} and {:.0f} before",
-          scenario.name, scenario.bytes, scenario.flops, it->bytes, it->flops));
+      result.notes.push_back(fmt::format("{} is another problem: {} now; {} before", scenario.name,
+                                         describe_problem(scenario), describe_problem(*it)));
     } else {
       result.scenarios.push_back(
           {scenario.name, scenario.attend, it->attend, judge(scenario.attend, it->attend)});

@@ -44,6 +44,9 @@ Json scenario_json(const RunResult& run, const ScenarioResult& result) {
                {"kernel", result.kernel},
                {"bytes", result.bytes},
                {"flops", result.flops},
+               {"soft_cap", result.soft_cap},
+               {"alibi", result.alibi},
+               {"layout", result.layout},
                {"verification",
                 {{"ok", verification.ok()},
                  {"rows", verification.rows},
@@ -71,6 +74,9 @@ ScenarioResult read_scenario(const Json& json) {
   result.kernel = json.value("kernel", "");
   result.bytes = json.at("bytes").get<double>();
   result.flops = json.at("flops").get<double>();
+  result.soft_cap = json.value("soft_cap", 0.0);
+  result.alibi = json.value("alibi", false);
+  result.layout = json.value("layout", "NHD");
   if (const auto it = json.find("verification"); it != json.end()) {
     result.verification = {.rows = it->at("rows").get<std::int64_t>(),
                            .wrong = it->at("wrong").get<std::int64_t>(),

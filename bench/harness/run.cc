@@ -29,8 +29,11 @@ std::string describe_layer(const Scenario& s) {
                                  s.head_size_qk, s.head_size_v, to_string(s.dtype));
   if (s.kv_dtype != s.dtype) text += fmt::format(", {} cache", to_string(s.kv_dtype));
   text += s.block_size == 0 ? ", contiguous" : fmt::format(", pages of {}", s.block_size);
+  if (s.layout != KvCacheLayout::kNHD) text += fmt::format(", {}", to_string(s.layout));
   if (s.window > 0) text += fmt::format(", window {}", s.window);
   if (s.sinks) text += ", sinks";
+  if (s.soft_cap > 0) text += fmt::format(", soft cap {}", s.soft_cap);
+  if (s.alibi) text += ", ALiBi";
   if (s.policy == SchedulePolicy::kBatchInvariant) text += ", batch_invariant";
   return text;
 }
@@ -50,6 +53,9 @@ Prepared prepare(const device::Session& session, const Scenario& scenario, Meter
   result.layer = describe_layer(scenario);
   result.bytes = scenario.bytes();
   result.flops = scenario.flops();
+  result.soft_cap = scenario.soft_cap;
+  result.alibi = scenario.alibi;
+  result.layout = to_string(scenario.layout);
   const Support support = session.backend().supports(Workload::problem_of(scenario));
   result.supported = support.ok;
   result.kernel = support.ok ? support.kernel : support.reason;

@@ -39,6 +39,9 @@ struct ScenarioResult {
   Verification verification;
   double bytes = 0.0;  // that attention must move
   double flops = 0.0;
+  double soft_cap = 0.0;
+  bool alibi = false;
+  std::string layout = "NHD";  // of the cache
   Timing attend;  // attend and combine of one layer; nothing was timed if the result was wrong
   Timing plan;
   Timing update;

@@ -63,6 +63,19 @@ class Fields {
     value = json->get<bool>();
   }
 
+  // Too small for a float is refused, as it would be another number: 0.
+  void number(const char* name, float& value) {
+    const Json* json = find(name);
+    if (json == nullptr) return;
+    using Limits = std::numeric_limits<float>;
+    const double given = json->is_number() ? json->get<double>() : -1.0;
+    if (given != 0 && !(given >= Limits::min() && given <= Limits::max())) {
+      fail(fmt::format("{}: {} is {}, expected 0 or a number from {} to {}", where_, name,
+                       json->dump(), Limits::min(), Limits::max()));
+    }
+    value = static_cast<float>(given);
+  }
+
   std::string text(const char* name, const std::string& otherwise) {
     const Json* json = find(name);
     if (json == nullptr) return otherwise;
@@ -79,6 +92,14 @@ class Fields {
     } catch (const Error& error) {
       fail(fmt::format("{}: {}: {}", where_, name, error.what()));
     }
+  }
+
+  void layout(const char* name, KvCacheLayout& value) {
+    const std::string named = text(name, std::string(to_string(value)));
+    if (named != "NHD" && named != "HND") {
+      fail(fmt::format("{}: {} is \"{}\", expected NHD or HND", where_, name, named));
+    }
+    value = named == "NHD" ? KvCacheLayout::kNHD : KvCacheLayout::kHND;
   }
 
   void all_read() const {
@@ -136,6 +157,9 @@ void read_layer(Fields& fields, Scenario& scenario) {
   fields.integer("block_size", 0, 4096, scenario.block_size);
   fields.integer("window", 0, std::numeric_limits<std::int32_t>::max(), window);
   fields.boolean("sinks", scenario.sinks);
+  fields.number("soft_cap", scenario.soft_cap);
+  fields.boolean("alibi", scenario.alibi);
+  fields.layout("layout", scenario.layout);
   fields.dtype("dtype", scenario.dtype);
   scenario.kv_dtype = scenario.dtype;
   fields.dtype("kv_dtype", scenario.kv_dtype);
@@ -282,7 +306,7 @@ std::vector<Scenario> parse_scenarios(std::string_view text, std::string_view wh
   Json json;
   try {
     json = Json::parse(text);
-  } catch (const Json::parse_error& error) {
+  } catch (const Json::exception& error) {
     fail(fmt::format("{} is not JSON: {}", where, error.what()));
   }
   Fields file(json, std::string(where));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "diffkv/attention.h"
+#include "diffkv/cache.h"
 
 namespace diffkv::bench {
 
@@ -32,6 +33,9 @@ struct Scenario {
   std::int64_t block_size = 16;   // tokens of a page; 0: contiguous keys, no block table
   std::int32_t window = 0;        // 0: full attention
   bool sinks = false;
+  float soft_cap = 0.0F;  // 0: none
+  bool alibi = false;     // the ALiBi paper's slopes
+  KvCacheLayout layout = KvCacheLayout::kNHD;
   SchedulePolicy policy = SchedulePolicy::kBalanced;
   std::string backend;  // the only one that it is for; "": every one
 

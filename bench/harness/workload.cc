@@ -12,6 +12,7 @@
 #include "diffkv/error.h"
 #include "verify/codec.h"
 #include "verify/compare.h"
+#include "verify/generate.h"
 #include "verify/reference.h"
 #include "verify/rows.h"
 
@@ -62,7 +63,7 @@ Workload::Workload(const device::Session& session, const Scenario& scenario)
       kv_scale_(is_fp8(scenario.kv_dtype) ? kFp8Scale : 1.0F) {
   make_cache();
   make_batch();
-  make_sinks();
+  make_params();
   place();
   make_outputs();
   write_context();
@@ -76,6 +77,9 @@ Problem Workload::problem_of(const Scenario& scenario) {
   problem.packed = true;
   problem.block_size = problem.dense ? scenario.max_seq_len() : scenario.block_size;
   problem.sinks = scenario.sinks;
+  problem.soft_cap = scenario.soft_cap > 0;
+  problem.alibi = scenario.alibi;
+  problem.layout = scenario.layout;
   return problem;
 }
 
@@ -85,13 +89,19 @@ device::Memory Workload::allocate(std::int64_t bytes) const {
   return memory;
 }
 
-void Workload::make_sinks() {
+void Workload::make_params() {
   std::mt19937_64 random(kSeed);
   std::normal_distribution<float> normal;
   sinks_.resize(static_cast<std::size_t>(scenario_.num_heads));
   for (float& sink : sinks_) sink = normal(random);
   host_params_.scale = 1.0F / std::sqrt(static_cast<float>(scenario_.head_size_qk));
+  host_params_.soft_cap = scenario_.soft_cap;
   if (scenario_.sinks) host_params_.sinks = view_of(sinks_.data(), {scenario_.num_heads});
+  if (!scenario_.alibi) return;
+  for (const double slope : verify::alibi_slopes(scenario_.num_heads)) {
+    alibi_slopes_.push_back(static_cast<float>(slope));
+  }
+  host_params_.alibi_slopes = view_of(alibi_slopes_.data(), {scenario_.num_heads});
 }
 
 void Workload::place() {
@@ -101,6 +111,7 @@ void Workload::place() {
   mirror_.add(inputs_.data(), inputs_.bytes());
   mirror_.add(&kv_scale_, sizeof(kv_scale_));
   add(sinks_);
+  add(alibi_slopes_);
   add(query_start_loc_);
   add(seq_lens_);
   add(block_table_);
@@ -129,7 +140,8 @@ void Workload::make_cache() {
            .num_kv_heads = scenario_.num_kv_heads,
            .head_size_qk = scenario_.head_size_qk,
            .head_size_v = scenario_.head_size_v,
-           .dtype = scenario_.kv_dtype};
+           .dtype = scenario_.kv_dtype,
+           .layout = scenario_.layout};
   num_pages_ = dense ? 1 : capacity_ / page;
   page_order_.resize(static_cast<std::size_t>(num_pages_));
   std::iota(page_order_.begin(), page_order_.end(), 0);

@@ -44,7 +44,7 @@ class Workload {
  private:
   // `bytes` of the backend's memory, all of them 0xff: NaN in every floating-point type.
   device::Memory allocate(std::int64_t bytes) const;
-  void make_sinks();
+  void make_params();
   // Puts what was made on the host into the backend's memory.
   void place();
   void make_cache();
@@ -78,6 +78,7 @@ class Workload {
   KvCacheView written_;    // what update_cache sees
   float kv_scale_ = 1.0F;
   std::vector<float> sinks_;                   // [num_heads]
+  std::vector<float> alibi_slopes_;            // [num_heads] or empty
   std::vector<std::int32_t> page_order_;       // page of each page handed out
   std::vector<std::int32_t> query_start_loc_;  // [num_seqs + 1]
   std::vector<std::int32_t> seq_lens_;         // [num_seqs]

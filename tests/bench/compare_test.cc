@@ -1,6 +1,9 @@
 #include "bench/harness/compare.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <utility>
 
 #include "diffkv/error.h"
 
@@ -57,6 +60,29 @@ TEST(Compare, OnlyTheSameProblemsAreCompared) {
   ASSERT_EQ(result.notes.size(), 2U);
   EXPECT_NE(result.notes[0].find("b is another problem"), std::string::npos);
   EXPECT_EQ(result.notes[1], "not timed before: c, d");
+}
+
+// Each changes neither bytes nor flops.
+TEST(Compare, FeaturesAreTheProblemToo) {
+  const ScenarioResult plain = scenario("a", 1);
+  ScenarioResult capped = plain;
+  capped.soft_cap = 30;
+  ScenarioResult alibi = plain;
+  alibi.alibi = true;
+  ScenarioResult hnd = plain;
+  hnd.layout = "HND";
+  for (const auto& [other, said] :
+       {std::pair{capped, "10 flops, soft cap 30, NHD"}, std::pair{alibi, "10 flops, ALiBi, NHD"},
+        std::pair{hnd, "10 flops, HND"}}) {
+    const ComparisonResult result =
+        compare(run_of({plain, scenario("b", 1)}), run_of({other, scenario("b", 1)}));
+    ASSERT_EQ(result.scenarios.size(), 1U) << said;
+    ASSERT_EQ(result.notes.size(), 1U) << said;
+    EXPECT_EQ(result.notes[0], fmt::format("a is another problem: 100 bytes and 10 flops, NHD now; "
+                                           "100 bytes and {} before",
+                                           said));
+    EXPECT_THROW(best_of({run_of({plain}), run_of({other})}), Error) << said;
+  }
 }
 
 TEST(Compare, NothingInCommonIsRefused) {

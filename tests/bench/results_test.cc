@@ -31,6 +31,9 @@ RunResult example() {
   result.verification.tolerance = 6e-3;
   result.bytes = 5e9;
   result.flops = 240e9;
+  result.soft_cap = 30;
+  result.alibi = true;
+  result.layout = "HND";
   result.attend = {.repetitions = 9, .median_s = 1, .least_s = 0.5, .p25_s = 0.75, .p75_s = 1.25};
   result.plan = {.repetitions = 9, .median_s = 2, .least_s = 2, .p25_s = 2, .p75_s = 2};
   result.update = {.repetitions = 9, .median_s = 3, .least_s = 3, .p25_s = 3, .p75_s = 3};
@@ -56,6 +59,9 @@ TEST(Results, JsonGoesThereAndBack) {
   const RunResult run = parse_results(text, "x");
   EXPECT_EQ(run.machine.threads, 3);
   EXPECT_EQ(run.gemm_rate(), 120e9);
+  EXPECT_EQ(run.scenarios.at(0).soft_cap, 30);
+  EXPECT_TRUE(run.scenarios.at(0).alibi);
+  EXPECT_EQ(run.scenarios.at(0).layout, "HND");
   EXPECT_EQ(run.scenarios.at(0).attend.p25_s, 0.75);
   EXPECT_EQ(run.scenarios.at(0).update.median_s, 3);
   EXPECT_EQ(run.scenarios.at(0).verification.rows, 7);
@@ -96,6 +102,9 @@ TEST(Results, LittleIsEnough) {
       "x");
   EXPECT_EQ(run.scenarios.at(0).attend.median_s, 1);
   EXPECT_TRUE(run.scenarios.at(0).supported);
+  EXPECT_EQ(run.scenarios.at(0).soft_cap, 0);
+  EXPECT_FALSE(run.scenarios.at(0).alibi);
+  EXPECT_EQ(run.scenarios.at(0).layout, "NHD");
   EXPECT_TRUE(run.all_right());
 }
 

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "bench/harness/workload.h"
 #include "device/forwarding_backend.h"
@@ -21,7 +23,9 @@ class Changed final : public device::ForwardingBackend {
   bool skip_update = false;   // nothing reaches the cache
   bool refuse = false;        // it supports nothing
   bool is_available = true;
+  std::function<void(AttentionParams&)> change;  // of what attention is called with
   mutable int attends = 0;
+  mutable KvCacheView seen;  // the cache of the last call of attention
 
   Support available() const override { return {is_available, "it is away", ""}; }
   Support supports(const Problem& problem) const override {
@@ -35,7 +39,10 @@ class Changed final : public device::ForwardingBackend {
   bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream stream) const override {
     ++attends;
-    if (base().attend(params, args, plan, stream)) base().combine(params, args, plan, stream);
+    seen = args.cache;
+    AttentionParams changed = params;
+    if (change) change(changed);
+    if (base().attend(changed, args, plan, stream)) base().combine(changed, args, plan, stream);
     if (spoil_output) {
       auto* bits = static_cast<std::uint16_t*>(args.output.data);
       bits[args.output.numel() - 1] ^= 0x4000U;
@@ -60,6 +67,11 @@ RunResult run_tiny(const Backend& backend, const Scenario& scenario) {
   return run(backend, {scenario}, {.seconds = 0}, [](std::size_t) {});
 }
 
+Verification verify(const Backend& backend, const Scenario& scenario) {
+  const auto session = device::open_session(backend);
+  return Workload(*session, scenario).verify();
+}
+
 TEST(Workload, IsRightForEveryKindOfScenario) {
   for (const std::int64_t block_size : {0, 1, 4, 16}) {
     for (const DType kv_dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3}) {
@@ -71,15 +83,88 @@ TEST(Workload, IsRightForEveryKindOfScenario) {
         s.policy = policy;
         s.sinks = block_size == 4;
         s.window = block_size == 4 ? 9 : 0;
-        const auto session = device::open_session(find_backend("cpu"));
-        Workload workload(*session, s);
-        const Verification result = workload.verify();
+        s.soft_cap = block_size == 16 ? 2 : 0;
+        s.alibi = block_size == 16;
+        const Verification result = verify(find_backend("cpu"), s);
         EXPECT_TRUE(result.ok()) << block_size << " " << to_string(kv_dtype) << result.what;
         EXPECT_EQ(result.rows, 9 * 4);
         EXPECT_LT(result.worst_error, result.tolerance);
       }
     }
   }
+}
+
+// Right with the feature, and wrong once the backend is not told of it: so both the call and the
+// reference have it, and it makes a difference.
+void expect_reached(const Scenario& scenario,
+                    const std::function<void(AttentionParams&)>& leave_out) {
+  Changed backend;
+  const Verification right = verify(backend, scenario);
+  EXPECT_TRUE(right.ok()) << right.what;
+  backend.change = leave_out;
+  EXPECT_GT(verify(backend, scenario).wrong, 0);
+}
+
+TEST(Workload, HasTheSoftCap) {
+  Scenario s = tiny();
+  s.soft_cap = 2;
+  expect_reached(s, [](AttentionParams& params) { params.soft_cap = 0; });
+  EXPECT_TRUE(Workload::problem_of(s).soft_cap);
+  EXPECT_FALSE(Workload::problem_of(tiny()).soft_cap);
+}
+
+TEST(Workload, HasTheSlopes) {
+  Scenario s = tiny();
+  s.alibi = true;
+  expect_reached(s, [](AttentionParams& params) { params.alibi_slopes = {}; });
+  EXPECT_TRUE(Workload::problem_of(s).alibi);
+  EXPECT_FALSE(Workload::problem_of(tiny()).alibi);
+  Changed backend;
+  std::vector<float> slopes;
+  backend.change = [&](const AttentionParams& params) {
+    const auto* data = static_cast<const float*>(params.alibi_slopes.data);
+    slopes.assign(data, data + params.alibi_slopes.numel());
+  };
+  verify(backend, s);
+  EXPECT_EQ(slopes, (std::vector<float>{1.0F / 4, 1.0F / 16, 1.0F / 64, 1.0F / 256}));
+}
+
+TEST(Workload, HasTheLayout) {
+  constexpr std::int64_t kRow = 24 + 16;
+  for (const std::int64_t block_size : {0, 4, 16}) {
+    for (const DType kv_dtype : {DType::kBF16, DType::kE4M3}) {
+      Scenario s = tiny(block_size);
+      s.kv_dtype = kv_dtype;
+      EXPECT_EQ(Workload::problem_of(s).layout, KvCacheLayout::kNHD);
+      s.layout = KvCacheLayout::kHND;
+      EXPECT_EQ(Workload::problem_of(s).layout, KvCacheLayout::kHND);
+      const Changed backend;
+      const Verification result = verify(backend, s);
+      EXPECT_TRUE(result.ok()) << result.what;
+      EXPECT_EQ(backend.seen.dense, block_size == 0);
+      EXPECT_EQ(backend.seen.key.stride_token, kRow);
+      EXPECT_EQ(backend.seen.key.stride_head, backend.seen.block_size * kRow);
+    }
+  }
+}
+
+TEST(Run, SaysWhatTheProblemIs) {
+  Changed backend;
+  backend.refuse = true;
+  Scenario s = tiny();
+  s.soft_cap = 2.5F;
+  s.alibi = true;
+  s.layout = KvCacheLayout::kHND;
+  const RunResult result = run(backend, {tiny(), s}, {.seconds = 0}, [](std::size_t) {});
+  EXPECT_EQ(result.scenarios[0].layer, "4/2 heads, 24/16, bf16, pages of 4");
+  EXPECT_EQ(result.scenarios[0].soft_cap, 0);
+  EXPECT_FALSE(result.scenarios[0].alibi);
+  EXPECT_EQ(result.scenarios[0].layout, "NHD");
+  EXPECT_EQ(result.scenarios[1].layer,
+            "4/2 heads, 24/16, bf16, pages of 4, HND, soft cap 2.5, ALiBi");
+  EXPECT_EQ(result.scenarios[1].soft_cap, 2.5);
+  EXPECT_TRUE(result.scenarios[1].alibi);
+  EXPECT_EQ(result.scenarios[1].layout, "HND");
 }
 
 TEST(Run, TimesWhatIsRight) {

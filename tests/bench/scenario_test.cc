@@ -44,6 +44,9 @@ TEST(Scenarios, DefaultsAreTheModels) {
   EXPECT_EQ(s.block_size, 16);
   EXPECT_EQ(s.dtype, DType::kBF16);
   EXPECT_EQ(s.kv_dtype, DType::kBF16);
+  EXPECT_EQ(s.soft_cap, 0);
+  EXPECT_FALSE(s.alibi);
+  EXPECT_EQ(s.layout, KvCacheLayout::kNHD);
   EXPECT_EQ(s.policy, SchedulePolicy::kBalanced);
   EXPECT_EQ(s.seqs, (std::vector<Seq>{{1, 8}}));
 }
@@ -51,7 +54,8 @@ TEST(Scenarios, DefaultsAreTheModels) {
 TEST(Scenarios, EveryFieldIsRead) {
   const Scenario s = parse_scenarios(with(R"("tags": ["x", "y"], "num_heads": 6, "num_kv_heads": 3,
         "head_size_qk": 96, "head_size_v": 64, "dtype": "fp16", "kv_dtype": "fp8_e5m2",
-        "block_size": 0, "window": 5, "sinks": true, "policy": "batch_invariant", "backend": "abacus")"),
+        "block_size": 0, "window": 5, "sinks": true, "soft_cap": 2.5, "alibi": true,
+        "layout": "HND", "policy": "batch_invariant", "backend": "abacus")"),
                                      "file.json")
                          .at(0);
   EXPECT_EQ(s.tags, (std::vector<std::string>{"x", "y"}));
@@ -64,10 +68,19 @@ TEST(Scenarios, EveryFieldIsRead) {
   EXPECT_EQ(s.block_size, 0);
   EXPECT_EQ(s.window, 5);
   EXPECT_TRUE(s.sinks);
+  EXPECT_EQ(s.soft_cap, 2.5F);
+  EXPECT_TRUE(s.alibi);
+  EXPECT_EQ(s.layout, KvCacheLayout::kHND);
   EXPECT_EQ(s.policy, SchedulePolicy::kBatchInvariant);
   EXPECT_EQ(s.backend, "abacus");
   EXPECT_EQ(s.key().mask.window, 5);
   EXPECT_EQ(s.key().value_dtype, DType::kE5M2);
+}
+
+TEST(Scenarios, ASoftCapIsAnyNumber) {
+  EXPECT_EQ(parse_scenarios(with(R"("soft_cap": 30)"), "f").at(0).soft_cap, 30);
+  EXPECT_EQ(parse_scenarios(with(R"("soft_cap": 0.25)"), "f").at(0).soft_cap, 0.25);
+  EXPECT_EQ(parse_scenarios(with(R"("soft_cap": 0)"), "f").at(0).soft_cap, 0);
 }
 
 TEST(Scenarios, TheCacheHasTheLayersTypeUnlessItSaysElse) {
@@ -110,6 +123,7 @@ TEST(Scenarios, BytesAndFlopsAreCounted) {
 TEST(Scenarios, MalformedFilesAreRefused) {
   expect_refused("", "is not JSON");
   expect_refused("{", "is not JSON");
+  expect_refused(with(R"("soft_cap": 1e400)"), "is not JSON");
   expect_refused("[]", "expected an object");
   expect_refused("{}", "has no \"scenarios\"");
   expect_refused(R"({"scenarios": []})", "expected a list of scenarios");
@@ -132,6 +146,13 @@ TEST(Scenarios, MalformedFieldsAreRefused) {
   expect_refused(with(R"("head_size_v": 12)"), "192 and 12, expected multiples of 8");
   expect_refused(with(R"("window": -1)"), "window is -1");
   expect_refused(with(R"("sinks": 1)"), "sinks is 1, expected true or false");
+  expect_refused(with(R"("alibi": "yes")"), "alibi is \"yes\", expected true or false");
+  expect_refused(with(R"("layout": "hnd")"), "layout is \"hnd\", expected NHD or HND");
+  expect_refused(with(R"("layout": true)"), "layout is true, expected a string");
+  for (const std::string wrong : {"-1", "-0.5", "1e+39", "1e-39", "true", "null", "\"30\""}) {
+    expect_refused(with(R"("soft_cap": )" + wrong),
+                   "(\"a\"): soft_cap is " + wrong + ", expected 0 or a number");
+  }
   expect_refused(with(R"("dtype": "fp4")"), "fp4");
   expect_refused(with(R"("dtype": "int32")"), "dtype is int32, expected fp32, fp16 or bf16");
   expect_refused(with(R"("dtype": 4)"), "dtype is 4, expected a string");

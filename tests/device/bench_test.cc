@@ -32,6 +32,9 @@ TEST(Bench, IsRightInSeparateMemory) {
       bench::Scenario s = tiny(block_size);
       s.kv_dtype = kv_dtype;
       s.sinks = true;
+      s.soft_cap = 2;
+      s.alibi = true;
+      s.layout = kv_dtype == DType::kBF16 ? KvCacheLayout::kHND : KvCacheLayout::kNHD;
       const bench::RunResult result = run_tiny(session, s);
       EXPECT_TRUE(result.all_right()) << result.scenarios[0].verification.what;
       EXPECT_EQ(result.scenarios[0].verification.rows, 9 * 4);

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(_ROOT / "bench" / "peers" / "gpu"))
@@ -54,6 +55,8 @@ class ScenariosTest(unittest.TestCase):
         self.assertEqual((s.head_size_qk, s.head_size_v), (192, 128))
         self.assertEqual((s.dtype, s.kv_dtype, s.block_size), ("bf16", "bf16", 16))
         self.assertEqual((s.window, s.sinks, s.backend), (0, False, ""))
+        self.assertEqual((s.soft_cap, s.alibi, s.layout), (0, False, "NHD"))
+        self.assertEqual(s.beyond_peers, "")
         self.assertEqual(scenario(dtype="fp16").kv_dtype, "fp16")
 
     def test_ragged_groups(self):
@@ -78,6 +81,11 @@ class ScenariosTest(unittest.TestCase):
         # The first row sees keys 6 to 8, the second 7 to 9.
         self.assertEqual(s.bytes, 4 * 8 * 320 + 2 * 64 * 320 * 2)
         self.assertEqual(s.flops, 6 * 2 * 320 * 64)
+
+    def test_what_is_beyond_all_peers(self):
+        self.assertEqual(scenario(soft_cap=0.5).beyond_peers, "no soft cap")
+        self.assertEqual(scenario(alibi=True).beyond_peers, "no ALiBi")
+        self.assertEqual(scenario(layout="HND").beyond_peers, "no HND cache")
 
     def test_unknown_and_missing_fields_are_errors(self):
         for fields in ({"windows": 3}, {"batch": [{"query_len": 1}]}):
@@ -196,6 +204,7 @@ class FilesTest(unittest.TestCase):
         self.assertAlmostEqual(timed["floor_s"], 10e-6)
         self.assertNotIn("attend", wrong)
         self.assertFalse(wrong["verification"]["ok"])
+        self.assertEqual((timed["soft_cap"], timed["alibi"], timed["layout"]), (0, False, "NHD"))
         json.dumps(content, allow_nan=False)
 
     def test_ours_keeps_every_row(self):
@@ -214,6 +223,28 @@ class FilesTest(unittest.TestCase):
             )
         self.assertEqual(shown.returncode, 0, shown.stderr)
         self.assertRegex(shown.stdout, r"\b13\.0\b")
+
+
+class RefusalTest(unittest.TestCase):
+    """No peer is called with what all of them refuse."""
+
+    def refusal(self, **fields) -> str:
+        """What a peer that could do everything is said to lack."""
+        comparison = compare.Comparison.__new__(compare.Comparison)
+        comparison._peers = {"fa3": (mock.Mock(**{"cannot.return_value": ""}), None)}
+        row = report.Row(scenario(**fields))
+        with mock.patch.dict(sys.modules, workload=mock.Mock()):
+            with mock.patch.object(comparison, "_keep_trouble") as called:
+                called.return_value.__enter__.side_effect = AssertionError("it was called")
+                self.assertEqual(comparison._prepare(row), {})
+        return row.outcomes["fa3"].trouble
+
+    def test_features(self):
+        self.assertEqual(self.refusal(soft_cap=30), "no soft cap")
+        self.assertEqual(self.refusal(alibi=True), "no ALiBi")
+        self.assertEqual(self.refusal(layout="HND"), "no HND cache")
+        with self.assertRaisesRegex(AssertionError, "it was called"):
+            self.refusal()
 
 
 class CommandTest(unittest.TestCase):

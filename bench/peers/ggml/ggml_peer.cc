@@ -34,6 +34,8 @@ std::string unsupported(const Scenario& s) {
     return "sequences of different lengths";
   }
   if (s.window > 0 || s.sinks) return "windows and sinks";
+  if (s.soft_cap > 0 || s.alibi) return "soft caps and ALiBi";
+  if (s.layout != KvCacheLayout::kNHD) return "a choice of the cache's layout";
   if (s.kv_dtype != s.dtype) return "another type of keys and values";
   if (s.policy != SchedulePolicy::kBalanced) return "the policy batch_invariant";
   return {};
@@ -211,6 +213,9 @@ RunResult time_all(const std::vector<Scenario>& scenarios, double seconds) {
     result.name = scenario.name;
     result.bytes = scenario.bytes();
     result.flops = scenario.flops();
+    result.soft_cap = scenario.soft_cap;
+    result.alibi = scenario.alibi;
+    result.layout = to_string(scenario.layout);
     result.kernel = unsupported(scenario);
     result.supported = result.kernel.empty();
     if (result.supported) {

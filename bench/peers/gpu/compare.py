@@ -181,7 +181,7 @@ class Comparison:
                 continue  # as in the column beside it
             scenario = row.scenario.with_pages_of(pages or row.scenario.block_size)
             outcome = row.outcomes[name] = Outcome()
-            outcome.trouble = peer.cannot(scenario)
+            outcome.trouble = scenario.beyond_peers or peer.cannot(scenario)
             if outcome.trouble:
                 continue
             with self._keep_trouble(name, outcome):

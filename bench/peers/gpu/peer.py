@@ -33,7 +33,8 @@ class Peer(abc.ABC):
 
     @abc.abstractmethod
     def cannot(self, scenario: Scenario) -> str:
-        """Why it has no kernel for the scenario, "" if it has."""
+        """Why it has no kernel for the scenario, "" if it has. It is not asked about a scenario that
+        is beyond all peers."""
 
     @abc.abstractmethod
     def prepare(self, work: Workload) -> Call:

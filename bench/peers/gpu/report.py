@@ -148,6 +148,9 @@ def _record(row: Row, outcome: Outcome) -> dict:
         "kernel": outcome.note or outcome.trouble,
         "bytes": s.bytes,
         "flops": s.flops,
+        "soft_cap": s.soft_cap,
+        "alibi": s.alibi,
+        "layout": s.layout,
         "verification": {
             "ok": bool(outcome.rows) and not outcome.wrong,
             "rows": outcome.rows,

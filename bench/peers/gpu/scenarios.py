@@ -19,6 +19,9 @@ _DEFAULTS = {
     "block_size": 16,
     "window": 0,
     "sinks": False,
+    "soft_cap": 0,
+    "alibi": False,
+    "layout": "NHD",
     "policy": "balanced",
     "backend": "",
 }
@@ -47,6 +50,9 @@ class Scenario:
     block_size: int
     window: int
     sinks: bool
+    soft_cap: float
+    alibi: bool
+    layout: str  # of the cache
     policy: str
     backend: str
 
@@ -76,6 +82,15 @@ class Scenario:
             for position in range(seq_len - query_len, seq_len):
                 pairs += min(position + 1, self.window) if self.window > 0 else position + 1
         return float(pairs * 2 * (self.head_size_qk + self.head_size_v) * self.num_heads)
+
+    @property
+    def beyond_peers(self) -> str:
+        """What no peer is called with here and the reference does not know, "" if nothing."""
+        if self.soft_cap != 0:
+            return "no soft cap"
+        if self.alibi:
+            return "no ALiBi"
+        return "" if self.layout == "NHD" else f"no {self.layout} cache"
 
     def with_pages_of(self, block_size: int) -> Scenario:
         """The same with pages of another size."""

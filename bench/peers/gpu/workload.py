@@ -41,6 +41,8 @@ class Workload:
     """
 
     def __init__(self, scenario: Scenario, device: str = "cuda"):
+        if scenario.beyond_peers:
+            raise ValueError(f"{scenario.name}: {scenario.beyond_peers}")
         s = self.scenario = scenario
         self.device = torch.device(device)
         random = torch.Generator(self.device).manual_seed(_SEED)

@@ -99,7 +99,7 @@ def main() -> None:
     signature = _signature()
     kernels = {}
     for s in scenarios.select(scenarios.read_scenarios(pathlib.Path(sys.argv[2])), ["gpu*"]):
-        if s.kv_dtype != "bf16":
+        if s.kv_dtype != "bf16" or s.beyond_peers:
             continue
         for pages in _PAGES:
             asked.clear()
