@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <numeric>
 #include <vector>
 
 #include "device/memory_stream.h"
@@ -13,6 +12,9 @@
 
 namespace diffkv::bench {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
 
 // A pass over one part takes less than a millisecond: short enough that some are undisturbed on a
 // machine that others use too.
@@ -60,29 +62,39 @@ double Flush::take_median_rate() {
   return median;
 }
 
-std::vector<Timing> time_cold(Flush& flush, const Repetitions& repetitions,
-                              const std::vector<std::function<void()>>& calls) {
-  using Clock = std::chrono::steady_clock;
-  using Seconds = std::chrono::duration<double>;
-  const double limit = repetitions.seconds * static_cast<double>(calls.size());
-  std::vector<std::vector<double>> times(calls.size());
-  std::vector<std::int64_t> preempted(calls.size(), 0);
+std::vector<Timing> time_rounds(const Repetitions& repetitions, int warm_ups, std::size_t calls,
+                                const std::function<double(std::size_t)>& repeat) {
+  const double limit = repetitions.seconds * static_cast<double>(calls);
+  std::vector<std::vector<double>> times(calls);
   const auto start = Clock::now();
-  for (int round = 0; round < repetitions.most; ++round) {
+  for (int round = -warm_ups; round < repetitions.most; ++round) {
     if (round >= repetitions.least && Seconds(Clock::now() - start).count() >= limit) break;
-    for (std::size_t i = 0; i < calls.size(); ++i) {
-      flush();
-      const std::int64_t preempted_before = preemptions();
-      const auto before = Clock::now();
-      calls[i]();
-      times[i].push_back(Seconds(Clock::now() - before).count());
-      preempted[i] += preemptions() - preempted_before;
+    for (std::size_t i = 0; i < calls; ++i) {
+      const double seconds = repeat(i);
+      if (round >= 0) times[i].push_back(seconds);
     }
   }
-  std::vector<Timing> timings = summarize_rounds(times);
+  return summarize_rounds(times);
+}
+
+std::vector<Timing> time_cold(Flush& flush, const Repetitions& repetitions,
+                              const std::vector<std::function<void()>>& calls) {
+  std::vector<double> totals(calls.size(), 0.0);
+  std::vector<std::int64_t> preempted(calls.size(), 0);
+  std::vector<Timing> timings = time_rounds(repetitions, 0, calls.size(), [&](std::size_t i) {
+    flush();
+    const std::int64_t preempted_before = preemptions();
+    const auto before = Clock::now();
+    calls[i]();
+    const double seconds = Seconds(Clock::now() - before).count();
+    preempted[i] += preemptions() - preempted_before;
+    totals[i] += seconds;
+    return seconds;
+  });
   for (std::size_t i = 0; i < calls.size(); ++i) {
-    const double total = std::accumulate(times[i].begin(), times[i].end(), 0.0);
-    if (total > 0.0) timings[i].preemptions_per_s = static_cast<double>(preempted[i]) / total;
+    if (totals[i] > 0.0) {
+      timings[i].preemptions_per_s = static_cast<double>(preempted[i]) / totals[i];
+    }
   }
   return timings;
 }

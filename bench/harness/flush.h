@@ -1,6 +1,7 @@
 // Timing from cold caches.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -43,7 +44,12 @@ struct Repetitions {
   double seconds = 0.0;
 };
 
-// Flushes and times each call, again and again: rounds of one repetition of each.
+// Rounds of one repetition of each of so many calls; repeat(i) repeats call i and returns its
+// seconds. Of the first rounds, `warm_ups`, nothing counts.
+std::vector<Timing> time_rounds(const Repetitions& repetitions, int warm_ups, std::size_t calls,
+                                const std::function<double(std::size_t)>& repeat);
+
+// Flushes and times each call, again and again, in such rounds.
 std::vector<Timing> time_cold(Flush& flush, const Repetitions& repetitions,
                               const std::vector<std::function<void()>>& calls);
 

@@ -1,7 +1,6 @@
 #include "bench/harness/meter.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -31,26 +30,18 @@ class DeviceMeter final : public Meter {
 
   std::vector<Timing> time(const Repetitions& repetitions,
                            const std::vector<std::function<void()>>& works) override {
-    using Clock = std::chrono::steady_clock;
     std::vector<std::unique_ptr<device::Recording>> recordings;
     for (const auto& work : works) recordings.push_back(session_.record(work));
-    const int least = std::max(repetitions.least, kLeast);
-    const double limit = repetitions.seconds * static_cast<double>(works.size());
-    std::vector<std::vector<double>> times(works.size());
-    const auto start = Clock::now();
-    for (int round = -kWarmUps; round < std::max(repetitions.most, least); ++round) {
-      const std::chrono::duration<double> elapsed = Clock::now() - start;
-      if (round >= least && elapsed.count() >= limit) break;
-      for (std::size_t i = 0; i < works.size(); ++i) {
-        session_.cold_reads()->flush();
-        marks_->set(0);
-        recordings[i]->launch();
-        marks_->set(1);
-        const double seconds = marks_->seconds(0, 1);
-        if (round >= 0) times[i].push_back(seconds);
-      }
-    }
-    return summarize_rounds(times);
+    Repetitions own = repetitions;
+    own.least = std::max(own.least, kLeast);
+    own.most = std::max(own.most, own.least);
+    return time_rounds(own, kWarmUps, works.size(), [&](std::size_t i) {
+      session_.cold_reads()->flush();
+      marks_->set(0);
+      recordings[i]->launch();
+      marks_->set(1);
+      return marks_->seconds(0, 1);
+    });
   }
   double take_read_rate() override { return 0.0; }
   double floor_s(double read_bytes, double written_bytes) override {
