@@ -276,13 +276,7 @@ class Consumer {
     constexpr int kSteps = kSliceKeys / kMmaRows;
     std::uint32_t a[kSteps][4];
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* w = weights[2 * k + i / 2] + i % 2 * 2;
-        a[k][i] = ptx::pack<Element>(w[0], w[1]);
-      }
-    }
+    for (int k = 0; k < kSteps; ++k) pack_weights(a[k], weights, k);
     hold(a);
     hold(sums_[0]);
     begin_products();
@@ -383,13 +377,7 @@ class Consumer {
     for (int k = 0; k < kSliceKeys / kMmaRows; ++k) {
       std::uint32_t a[Grid::kRowTiles][4];
 #pragma unroll
-      for (int m = 0; m < Grid::kRowTiles; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* w = weights[m][2 * k + i / 2] + i % 2 * 2;
-          a[m][i] = ptx::pack<Element>(w[0], w[1]);
-        }
-      }
+      for (int m = 0; m < Grid::kRowTiles; ++m) pack_weights(a[m], weights[m], k);
       constexpr int kTiles = ValueStep<T>::kTiles;
       const std::uint32_t box = address + static_cast<std::uint32_t>(row_of_key<T>(k * kMmaRows));
       std::uint32_t raw[2][4];
@@ -409,6 +397,16 @@ class Consumer {
           }
         }
       }
+    }
+  }
+
+  // The left operand of key step k.
+  static __device__ void pack_weights(std::uint32_t (&a)[4],
+                                      const float (&weights)[kSliceKeys / 8][4], int k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* w = weights[2 * k + i / 2] + i % 2 * 2;
+      a[i] = ptx::pack<Element>(w[0], w[1]);
     }
   }
 

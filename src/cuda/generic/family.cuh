@@ -49,8 +49,8 @@ Depth depth_on(const Gpu& gpu) {
 }
 
 template <class T>
-void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, cudaStream_t stream) {
-  const Gpu& gpu = current_gpu();
+void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, const Gpu& gpu,
+                 cudaStream_t stream) {
   const Depth depth = depth_on<T>(gpu);
   const int bytes = SharedLayout<T>(depth).bytes;
   allow_shared_bytes<attend_mma<T>>(gpu, bytes);
@@ -72,8 +72,8 @@ struct Family {
   using GroupPrefill = TileOf<GroupPrefillGrid>;
 
   // Whether the code that runs on a GPU, which is the current one, has the kernel of a tile, and
-  // its shared memory room for it.
-  // No code at all has some: those of types that cannot be multiplied so.
+  // its shared memory room for it. No code at all has some: those of types that cannot be
+  // multiplied so.
   template <class T>
   static bool can_run(const Gpu& gpu) {
     if constexpr (has_kernel<T>(kHopper) || has_kernel<T>(kHopper - 1)) {
@@ -136,7 +136,7 @@ struct Family {
                      cudaStream_t stream) {
     const Gpu& gpu = current_gpu();
     const auto launch = [&](auto tile) {
-      launch_tile<typename decltype(tile)::type>(params, tile_class, stream);
+      launch_tile<typename decltype(tile)::type>(params, tile_class, gpu, stream);
     };
     switch (tile_class) {
       case kDecode:

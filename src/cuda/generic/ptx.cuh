@@ -141,8 +141,8 @@ __device__ inline void arrive_at(int id, int threads) {
 
 // --- copies to shared memory ---------------------------------------------------------------------
 
-// A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab 0, head
-// `h` and page `p`. What is outside the tensor is filled with zeros and counts as bytes, too.
+// A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab `s`,
+// head `h` and page `p`. What is outside the tensor is filled with zeros and counts as bytes, too.
 __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t c, std::int32_t t,
                                 std::int32_t s, std::int32_t h, std::int32_t p, Barrier* barrier,
                                 std::uint64_t policy) {
