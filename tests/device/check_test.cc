@@ -71,9 +71,7 @@ class Faulty final : public SeparateMemoryBackend {
 
   bool attend(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
               Stream stream) const override {
-    if (SeparateMemoryBackend::attend(params, args, plan, stream)) {
-      combine(params, args, plan, stream);
-    }
+    attend_whole(params, args, plan, stream);
     spoil(args, plan);
     return false;
   }

@@ -226,6 +226,13 @@ void SeparateMemoryBackend::combine(const AttentionParams& params, const AttendA
   cpu_.combine(params, args, plan, stream);
 }
 
+void SeparateMemoryBackend::attend_whole(const AttentionParams& params, const AttendArgs& args,
+                                         const Plan& plan, Stream stream) const {
+  if (SeparateMemoryBackend::attend(params, args, plan, stream)) {
+    SeparateMemoryBackend::combine(params, args, plan, stream);
+  }
+}
+
 void SeparateMemoryBackend::merge_attn_states(const AttnState& a, const AttnState& b,
                                               const ConstTensorView& sinks,
                                               const TensorView& output, const TensorView& lse,

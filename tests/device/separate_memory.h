@@ -67,6 +67,10 @@ class SeparateMemoryBackend : public Backend {
  protected:
   const Backend& cpu() const { return cpu_; }
 
+  // This class's attend, and its combine of what that leaves: for tests that spoil the result.
+  void attend_whole(const AttentionParams& params, const AttendArgs& args, const Plan& plan,
+                    Stream stream) const;
+
  private:
   class Open;
 
