@@ -82,7 +82,7 @@ struct Shared {
 // Parts first, first + step, ... of a row, in this order, by one warp.
 template <int kVectors, class Parts>
 __device__ Merged<kVectors> merge_parts(const AttendKernelParams& p, std::int32_t tile_class,
-                                        const Parts& parts, std::int32_t row, std::int32_t first,
+                                        const Parts& parts, plan::Tile::Row row, std::int32_t first,
                                         std::int32_t step) {
   // Rows that are loaded at a time: one after another, each would cost the latency of memory.
   constexpr int kBatch = kVectors == 1 ? 8 : kVectors == 2 ? 4 : 2;
@@ -96,8 +96,8 @@ __device__ Merged<kVectors> merge_parts(const AttendKernelParams& p, std::int32_
     const int count = min(plan::divide(parts.count - first - 1, step) + 1, kWarp);
     const std::int32_t slot = lane < count ? parts.slot(first + lane * step) : plan::kNoSlot;
     const std::uint32_t there = __ballot_sync(kAllLanes, slot >= 0);
-    const std::int64_t own_row =
-        plan::partial_row(p.schedule, tile_class, slot >= 0 ? slot : parts.slot(0), row);
+    const std::int64_t own_row = plan::partial_row(
+        p.schedule, tile_class, slot >= 0 ? slot : parts.slot(0), row.row, row.head);
     core::SoftmaxState own;
     if (slot >= 0) {
       own.max = __ldcg(tables.partial_max + own_row);
@@ -157,7 +157,7 @@ template <int kVectors, class Parts>
 __device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
                            const plan::Piece& piece, const Parts& parts, std::int32_t first_row,
                            std::int32_t step, Shared<kVectors>& shared) {
-  const std::int32_t num_rows = piece.tile.num_rows;
+  const std::int32_t num_rows = piece.tile.num_heads * piece.tile.num_rows;
   if (first_row >= num_rows) return;
   const std::int32_t rows = plan::divide(num_rows - first_row - 1, step) + 1;
   int sharing = 1;  // warps that share a row
@@ -169,13 +169,14 @@ __device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
 #pragma unroll 1
   for (std::int32_t index = 0; index < rows; index += kWarps / sharing) {
     const std::int32_t row = first_row + (index + warp / sharing) * step;
-    const RowPlace place = row_place(p.schedule, piece, row);
+    const plan::Tile::Row at = plan::Tile::row_of(piece.tile.num_heads, piece.tile.num_rows, row);
+    const RowPlace place = row_place(p.schedule, piece, at.head, at.row);
     const bool live = row < num_rows && place.token < p.schedule.tables.num_tokens;
     RowScales scales{};
     Merged<kVectors> merged;
     if (live) {
-      scales = row_scales(p, place.head, piece.tile.kv_head);
-      merged = merge_parts<kVectors>(p, tile_class, parts, row, member, sharing);
+      scales = row_scales(p, place.head, piece.tile.kv_head + at.head);
+      merged = merge_parts<kVectors>(p, tile_class, parts, at, member, sharing);
     }
     if (sharing > 1) {
       __syncthreads();  // a former tile's have been read
@@ -206,7 +207,7 @@ __device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
 __host__ __device__ std::int32_t row_blocks(const TileClass& cls) {
   constexpr std::int32_t kRowsPerBlock = 32;
   constexpr std::int32_t kMost = 4;
-  const std::int32_t blocks = cls.tile_rows / kRowsPerBlock;
+  const std::int32_t blocks = cls.tile_rows * cls.tile_heads / kRowsPerBlock;
   return blocks < 1 ? 1 : blocks < kMost ? blocks : kMost;
 }
 

@@ -44,9 +44,10 @@ __device__ inline RowPlace row_place(std::int32_t first_token, std::int32_t kv_h
   return place;
 }
 
+// Of row `row` of KV head `head` of a tile, counted from its first ones.
 __device__ inline RowPlace row_place(const plan::ScheduleView& view, const plan::Piece& piece,
-                                     std::int32_t row) {
-  return row_place(view.tables.query_start_loc[piece.seq], piece.tile.kv_head, view.group,
+                                     std::int32_t head, std::int32_t row) {
+  return row_place(view.tables.query_start_loc[piece.seq], piece.tile.kv_head + head, view.group,
                    piece.tile.first_row + row);
 }
 

@@ -51,6 +51,7 @@ bool encode(PlaneMap& plane, const AttendKernelParams& params, const PlaneParams
   const std::int32_t heads = params.schedule.num_kv_heads;
   const bool one_copy = whole_slabs && box_keys == shape.group_keys;
   plane.copies = one_copy ? 1 : slabs;
+  plane.heads_apart = one_copy ? 1 : shape.heads;
   plane.column_step = whole_slabs ? 0 : shape.slab_columns;
   plane.slab_step = whole_slabs ? 1 : 0;
   const cuuint64_t dims[5] = {
@@ -66,7 +67,8 @@ bool encode(PlaneMap& plane, const AttendKernelParams& params, const PlaneParams
   if (!legal || reinterpret_cast<std::uintptr_t>(from.data) % 16 != 0) return false;
   const cuuint32_t box[5] = {static_cast<cuuint32_t>(shape.slab_columns),
                              static_cast<cuuint32_t>(box_keys),
-                             static_cast<cuuint32_t>(one_copy ? slabs : 1), 1, 1};
+                             static_cast<cuuint32_t>(one_copy ? slabs : 1),
+                             static_cast<cuuint32_t>(one_copy ? shape.heads : 1), 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_UINT8;
   if (from.dtype == DType::kBF16) type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;

@@ -14,9 +14,10 @@ namespace diffkv::cuda {
 struct PlaneMap {
   CUtensorMap map;
   // Copies that a box takes: one where it is a whole group and the head size a multiple of a slab's
-  // columns, else one a slab, because slabs of a group lie apart and because only the first
-  // dimension can end within a slab. From one to the next, columns and slabs.
-  std::int32_t copies;
+  // columns, else one a slab of each head, because slabs of a group lie apart and because only the
+  // first dimension can end within a slab. From one to the next, columns and slabs.
+  std::int32_t copies;  // of a head, or of all
+  std::int32_t heads_apart;
   std::int32_t column_step;
   std::int32_t slab_step;
 };
@@ -28,15 +29,17 @@ struct KvMaps {
   bool usable;  // else rows are copied one by one
 };
 
-// Boxes of at least `least_keys` and at most `group_keys` keys, as many as lie in one page, by
-// `slabs` slabs of `slab_columns` columns, in shared memory as cuda/generic/tile.h says. Not usable
-// where a box could span two pages, or strides are none that the engine takes.
+// Of `heads` neighbouring KV heads, boxes of at least `least_keys` and at most `group_keys` keys,
+// as many as lie in one page, by `slabs` slabs of `slab_columns` columns, in shared memory as
+// cuda/generic/tile.h says. Not usable where a box could span two pages, or strides are none that
+// the engine takes.
 struct BoxShape {
   std::int32_t least_keys;
   std::int32_t group_keys;
   std::int32_t slab_columns;
   std::int32_t key_slabs;
   std::int32_t value_slabs;
+  std::int32_t heads;
 };
 KvMaps kv_maps(const AttendKernelParams& params, const BoxShape& shape);
 

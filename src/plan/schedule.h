@@ -126,6 +126,17 @@ struct Tile {
   std::int32_t first_block = 0;
   std::int32_t num_blocks = 0;
 
+  // The KV head, counted from the first, and the row of it that is row `index` of all heads' rows.
+  struct Row {
+    std::int32_t head;
+    std::int32_t row;
+  };
+  DIFFKV_HD static Row row_of(std::int32_t num_heads, std::int32_t num_rows, std::int32_t index) {
+    // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): a tile has rows
+    const std::int32_t head = num_heads > 1 ? divide(index, num_rows) : 0;
+    return {head, index - head * num_rows};
+  }
+
   DIFFKV_HD std::int32_t block_at(std::int32_t v) const {
     return v < prefix_blocks ? v : v - prefix_blocks + first_block;
   }

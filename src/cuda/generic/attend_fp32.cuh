@@ -212,7 +212,7 @@ class Rows {
     core::RowKeys keys;
     bool live = false;
     if (r < count_) {
-      const RowPlace place = row_place(p_.schedule, piece_, first_ + r);
+      const RowPlace place = row_place(p_.schedule, piece_, 0, first_ + r);
       live = place.token < p_.schedule.tables.num_tokens;
       shared_.token[r] = place.token;
       shared_.head[r] = place.head;

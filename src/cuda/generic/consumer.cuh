@@ -37,6 +37,7 @@ class Consumer {
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp),
         first_row_(warp_ / Grid::kKeyWarps * Grid::kRowTiles * kMmaRows),
         key_warp_(warp_ % Grid::kKeyWarps),
+        head_(T::kHeads > 1 ? first_row_ / T::kHeadRows : 0),
         always_ruled_(params.soft_cap > 0.0F || params.alibi_slopes.data != nullptr) {}
 
   __device__ void run() {
@@ -95,7 +96,9 @@ class Consumer {
     const std::uint32_t queries = ptx::shared_address(shared_.queries) +
                                   static_cast<std::uint32_t>(query_.index * T::kQueryBytes);
     if constexpr (T::kFp8) {
-      for (std::int32_t row = warp_; row < piece().num_rows; row += Grid::kConsumers) {
+      const std::int32_t end = T::kHeads > 1 ? Grid::kRows : piece().num_rows;
+      for (std::int32_t row = warp_; row < end; row += Grid::kConsumers) {
+        if (!piece().has(row)) continue;
         const float factor =
             prepare_query(shared_.queries + query_.index * T::kQueryBytes + row * T::kQueryPitch);
         if (lane_ == 0) shared_.pieces[query_.index].query_factor[row] = factor;
@@ -112,7 +115,7 @@ class Consumer {
       for (int h = 0; h < 2; ++h) {
         const std::int32_t row = first_row_ + m * kMmaRows + lane_ / 4 + 8 * h;
         const float query_factor = T::kFp8 ? piece().query_factor[row] : 1.0F;
-        factor_[m][h] = piece().score_scale * query_factor * kLog2E;
+        factor_[m][h] = piece().score_scale[head_] * query_factor * kLog2E;
       }
 #pragma unroll
       for (int n = 0; n < kTilesV; ++n) {
@@ -129,7 +132,7 @@ class Consumer {
     all.prefix_end = all.end = any.begin = std::numeric_limits<std::int32_t>::max();
     for (std::int32_t row = lane_; row < kRowsTogether; row += kWarp) {
       const std::int32_t r = first_row_ / kRowsTogether * kRowsTogether + row;
-      if (r >= piece().num_rows) continue;
+      if (!piece().has(r)) continue;
       all.prefix_end = min(all.prefix_end, piece().prefix_end[r]);
       all.begin = max(all.begin, piece().begin[r]);
       all.end = min(all.end, piece().end[r]);
@@ -213,7 +216,9 @@ class Consumer {
   // Keys of a block from its key `at` on.
   __device__ void run_slice(const StageInfo& block, std::int32_t first_key, std::int32_t at) {
     std::byte* boxes = shared_.stages + stage_.index * T::kStageBytes + row_of_key<T>(at);
-    const std::uint32_t keys = ptx::shared_address(boxes);
+    const std::uint32_t keys =
+        ptx::shared_address(boxes) + static_cast<std::uint32_t>(head_ * T::kKeyHeadBytes);
+    boxes += head_ * T::kValueHeadBytes;  // for their values
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     if constexpr (Grid::kWarpgroups) {
       multiply_keys_together(keys, scores[0]);
@@ -227,14 +232,13 @@ class Consumer {
         !((first_key >= all_.begin && last_key <= all_.end) || last_key <= all_.prefix_end);
     const bool biased = params_.qq_bias != nullptr && last_key > p.context_len &&
                         first_key < p.context_len + params_.qq_bias_size;
-    const bool ruled = always_ruled_ || biased || !(p.score_scale > 0.0F);
+    const bool ruled = always_ruled_ || biased || !(p.score_scale[head_] > 0.0F);
     std::uint32_t hidden[Grid::kRowTiles] = {};
-    if (ruled || masked) {
 #pragma unroll
-      for (int m = 0; m < Grid::kRowTiles; ++m) {
-        rule_and_mask<kSliceKeys>(params_, p, first_row_ + m * kMmaRows, first_key, ruled, masked,
-                                  scores[m], hidden[m]);
-      }
+    for (int m = 0; m < Grid::kRowTiles; ++m) {
+      const RowsByKeys<kSliceKeys> at{first_row_ + m * kMmaRows, first_key};
+      if (ruled) apply_rules(params_, p, at, scores[m], hidden[m]);
+      if (masked) apply_mask(p, at, scores[m], hidden[m]);
     }
     weigh(scores, ruled);
     const bool by_element = (masked || biased) && clear_and_inspect(boxes, block.begin - first_key,
@@ -244,7 +248,7 @@ class Consumer {
     } else if constexpr (Grid::kWarpgroups) {
       add_values_together(keys, scores[0]);
     } else {
-      add_values(keys, scores);
+      add_values(ptx::shared_address(boxes), scores);
     }
     if (masked) ptx::fence_before_tensor_copies();
   }
@@ -502,6 +506,7 @@ class Consumer {
   const std::int32_t warp_;
   const std::int32_t first_row_;  // of this warp in the tile
   const std::int32_t key_warp_;   // which slice of a block is this warp's
+  const std::int32_t head_;       // of the tile's KV heads this warp's
   const bool always_ruled_;
   RingPosition stage_;
   RingPosition query_;

@@ -55,8 +55,8 @@ void launch_tile(const AttendKernelParams& params, std::int32_t tile_class, cons
   const int bytes = SharedLayout<T>(depth).bytes;
   allow_shared_bytes<attend_mma<T>>(gpu, bytes);
   const auto workers = static_cast<unsigned>(params.schedule.limits.classes[tile_class].workers);
-  const KvMaps maps =
-      kv_maps(params, {kLeastBoxKeys, T::kGroupKeys, kSlabColumns, T::kKeySlabs, T::kValueSlabs});
+  const KvMaps maps = kv_maps(params, {kLeastBoxKeys, T::kGroupKeys, kSlabColumns, T::kKeySlabs,
+                                       T::kValueSlabs, T::kHeads});
   launch_early(gpu, "attend_mma", attend_mma<T>, {workers, T::Grid::kThreads, bytes}, stream,
                params, maps, depth, tile_class);
 }
@@ -66,6 +66,7 @@ struct Family {
   template <class Grid>
   using TileOf = Tile<Grid, kStored, kHeadSizeQk, kHeadSizeV>;
   using Decode = TileOf<DecodeGrid<kHeadSizeV>>;
+  using HeadsDecode = TileOf<HeadsDecodeGrid>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
   using TallPrefill = TileOf<TallPrefillGrid>;
@@ -95,24 +96,29 @@ struct Family {
   template <class T>
   static TileClass tile_class(const Gpu& gpu) {
     TileClass cls;
-    cls.tile_rows = T::Grid::kRows;
-    cls.max_seq_rows = T::Grid::kRows;
+    cls.tile_heads = T::kHeads;
+    cls.tile_rows = T::kHeadRows;
+    cls.max_seq_rows = T::kHeadRows;
     cls.block_keys = T::Grid::kBlockKeys;
     cls.workers = std::min(gpu.num_sms * blocks_per_sm<T>(gpu), kMostParts);
     return cls;
   }
 
   // Workers side by side that make neighbouring heads' rows one stretch of memory.
-  static std::int32_t head_lanes(const PlanKey& key, std::int32_t workers) {
+  static std::int32_t head_lanes(const PlanKey& key, const TileClass& cls) {
+    const std::int64_t groups = key.num_kv_heads / cls.tile_heads;
     std::int32_t lanes = 4;
-    while (key.num_kv_heads % lanes != 0 || workers % lanes != 0) lanes /= 2;
+    while (groups % lanes != 0 || cls.workers % lanes != 0) lanes /= 2;
     return lanes;
   }
 
   static ScheduleLimits limits(const PlanKey& key, const Gpu& gpu) {
     ScheduleLimits limits;
     limits.num_classes = kNumClasses;
-    limits.classes[kDecode] = tile_class<Decode>(gpu);
+    limits.classes[kDecode] =
+        key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu)
+            ? tile_class<HeadsDecode>(gpu)
+            : tile_class<Decode>(gpu);
     const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
     limits.classes[kWideDecode] = class_of(std::type_identity<WideDecode>());
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
@@ -120,11 +126,12 @@ struct Family {
     for (const std::int32_t c : {kDecode, kWideDecode}) {
       limits.classes[c].block_cost = 2;
       limits.classes[c].tile_cost = 1;
-      limits.classes[c].head_lanes = head_lanes(key, limits.classes[c].workers);
+      limits.classes[c].head_lanes = head_lanes(key, limits.classes[c]);
     }
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
-    limits.classes[kDecode].invariant_max_pieces =
-        std::clamp(256 / static_cast<std::int32_t>(key.num_kv_heads), 16, 64);
+    limits.classes[kDecode].invariant_max_pieces = std::clamp(
+        256 * limits.classes[kDecode].tile_heads / static_cast<std::int32_t>(key.num_kv_heads), 16,
+        64);
     // Its start and end, queries and results of many rows, take as long as 8 blocks.
     limits.classes[kPrefill].tile_cost = 8;
     // Its partials are wide: fewer of them.
@@ -140,6 +147,9 @@ struct Family {
     };
     switch (tile_class) {
       case kDecode:
+        if (params.schedule.limits.classes[kDecode].tile_heads > 1) {
+          return launch(std::type_identity<HeadsDecode>());
+        }
         return launch(std::type_identity<Decode>());
       case kWideDecode:
         return launch(std::type_identity<WideDecode>());

@@ -26,8 +26,8 @@ template <class T>
 __device__ inline void write_lse(const AttendKernelParams& params,
                                  const typename Shared<T>::Piece& piece, std::int32_t row,
                                  float lse) {
-  const RowPlace place =
-      row_place(piece.first_token, piece.kv_head, params.schedule.group, piece.first_row + row);
+  const RowPlace place = row_place(piece.first_token, piece.kv_head + row / T::kHeadRows,
+                                   params.schedule.group, piece.first_row + row % T::kHeadRows);
   params.lse[place.head * params.lse_stride_head + place.token * params.lse_stride_token] = lse;
 }
 
@@ -145,7 +145,7 @@ class Finish {
     state.max *= kLn2;
     const bool writes = key_warp_ == 0 && lane_ < kMmaRows;
     if (piece_.slot >= 0) {
-      if (row >= piece_.num_rows) return {nullptr, weight};
+      if (!piece_.has(row)) return {nullptr, weight};
       const detail::PlanTables& tables = params_.schedule.tables;
       const std::int64_t at = piece_.partial_row + row;
       if (writes) {
@@ -159,7 +159,8 @@ class Finish {
     if (at < 0) return {nullptr, weight};
     const core::SoftmaxEnd end = core::finish(state, piece_.sink[row]);
     if (writes && params_.lse != nullptr) write_lse<T>(params_, piece_, row, end.lse);
-    return {params_.output.data + at, end.empty ? 0.0F : weight * end.factor * piece_.value_scale};
+    return {params_.output.data + at,
+            end.empty ? 0.0F : weight * end.factor * piece_.value_scale[Piece::head_of(row)]};
   }
 
   // Each warp gets the sums of its own columns from the others with its rows, kMergeTiles tiles at

@@ -161,7 +161,7 @@ class TileMerge {
   }
 
   static __device__ bool is_for_all(const CutPiece& piece) {
-    return kMostRowsOfBlock * piece.parts >= piece.num_rows;
+    return kMostRowsOfBlock * piece.parts >= T::kHeads * piece.num_rows;
   }
 
   // The partial of the share that is `share` after the tile's first, or -1: the first has one, each
@@ -188,14 +188,15 @@ class TileMerge {
            2 * (piece.first_worker + share * lanes) + (share == 0 ? 1 : 0);
   }
 
-  // This block's rows of a tile. If it is for all blocks, a block has one row at a time, whose
-  // parts its groups of lanes divide; else a warp has kGroups rows, each for one group.
+  // This block's rows of a tile, of all its KV heads. If it is for all blocks, a block has one row
+  // at a time, whose parts its groups of lanes divide; else a warp has kGroups rows, each for one
+  // group.
   __device__ void merge_tile(const CutPiece& piece, int list, bool merges) const {
     const std::int32_t parts = merges ? piece.parts : 0;
     const bool together = merges ? is_for_all(piece) : list > 0;
     const bool shared = piece.merger == CutPiece::kAllBlocks;
     std::int32_t row = !merges ? 0 : !together ? warp_ * kGroups : shared ? piece.part : 0;
-    const std::int32_t end = merges ? piece.num_rows : 1;
+    const std::int32_t end = merges ? T::kHeads * piece.num_rows : 1;
     const std::int32_t step = !together          ? Grid::kConsumers * kGroups
                               : shared && merges ? piece.parts
                                                  : 1;
@@ -233,12 +234,13 @@ class TileMerge {
     for (std::int32_t begin = 0;; begin += kLanes * step) {
       // A lane knows one part.
       const std::int32_t part = begin + first + in_group * step;
-      const bool has = part < parts && row < piece.num_rows;
+      const bool has = part < parts && row < T::kHeads * piece.num_rows;
       core::SoftmaxState own;
       std::int64_t at = 0;
       if (has) {
         const std::int32_t slot = slot_of(piece, part_shares_[list * kMostParts + part]);
-        at = plan::partial_row(params_.schedule, tile_class_, slot, row);
+        const plan::Tile::Row place = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
+        at = plan::partial_row(params_.schedule, tile_class_, slot, place.row, place.head);
         own.max = __ldcg(tables.partial_max + at);
         own.sum = __ldcg(tables.partial_sum + at);
       }
@@ -381,13 +383,14 @@ class TileMerge {
 
   __device__ RowOut row_out(const CutPiece& piece, std::int32_t row, bool valid) const {
     RowOut out;
+    if (!valid || row >= T::kHeads * piece.num_rows) return out;
+    const plan::Tile::Row at = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
+    const std::int32_t kv_head = piece.kv_head + at.head;
     out.place =
-        row_place(piece.first_token, piece.kv_head, params_.schedule.group, piece.first_row + row);
-    if (!valid || row >= piece.num_rows || out.place.token >= params_.schedule.tables.num_tokens) {
-      return out;
-    }
+        row_place(piece.first_token, kv_head, params_.schedule.group, piece.first_row + at.row);
+    if (out.place.token >= params_.schedule.tables.num_tokens) return out;
     out.to = row_at(params_.output, out.place.token, out.place.head);
-    out.scales = row_scales(params_, out.place.head, piece.kv_head);
+    out.scales = row_scales(params_, out.place.head, kv_head);
     return out;
   }
 

@@ -194,6 +194,17 @@ class Producer {
     return shared_.stage_full + index;
   }
 
+  // Until fewer slices are under way than may be.
+  __device__ void wait_for_copies() {
+    const std::int32_t slices = depth_.stages * Grid::kKeyWarps;
+    if (under_way_ < min(Grid::kSlicesUnderWay, slices)) {
+      ++under_way_;
+      return;
+    }
+    ptx::wait(shared_.stage_full + landing_.index, landing_.parity);
+    landing_.advance(slices);
+  }
+
   __device__ void load_boxes(const Load& load) {
     const bool valid = holds(load);
     const std::uint32_t lanes = __ballot_sync(kAllLanes, valid);
@@ -201,13 +212,14 @@ class Producer {
     const std::uint32_t to =
         ptx::shared_address(shared_.stages) +
         static_cast<std::uint32_t>(stage_.index * T::kStageBytes + row_of_key<T>(key_in_block_));
-    constexpr int kRowBytes = (T::kKeySlabs + T::kValueSlabs) * T::kSlabRowBytes;
+    constexpr int kRowBytes = T::kHeads * (T::kKeySlabs + T::kValueSlabs) * T::kSlabRowBytes;
     // Only groups of the least boxes are in several slices.
     constexpr bool kSlices = Grid::kKeyWarps > 1;
     static_assert(!kSlices || T::kGroupKeys == kLeastBoxKeys);
     constexpr int kBoxes = Grid::kWarpKeys / kLeastBoxKeys;  // of a slice
 #pragma unroll 1
     for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
+      if constexpr (Grid::kSlicesUnderWay > 0) wait_for_copies();
       ptx::Barrier* full = open(load, slice);
       const std::uint32_t in_slice = lanes >> (slice * kBoxes) & ((1U << kBoxes) - 1U);
       if (lane_ == 0) {
@@ -216,29 +228,33 @@ class Producer {
       }
       __syncwarp();
       if (!valid || (kSlices && lane_ / kBoxes != slice)) continue;
-      for (std::int32_t i = 0; i < maps_.key.copies; ++i) {
-        ptx::copy_box(to + static_cast<std::uint32_t>(i * T::kSlabBytes), &maps_.key.map,
-                      i * maps_.key.column_step, load.token, i * maps_.key.slab_step, load.kv_head,
-                      page, full, policy_);
-      }
-      for (std::int32_t i = 0; i < maps_.value.copies; ++i) {
-        ptx::copy_box(to + static_cast<std::uint32_t>(T::kValuesInGroup + i * T::kSlabBytes),
-                      &maps_.value.map, i * maps_.value.column_step, load.token,
-                      i * maps_.value.slab_step, load.kv_head, page, full, policy_);
+      copy(maps_.key, to, T::kKeyHeadBytes, load, page, full);
+      copy(maps_.value, to + static_cast<std::uint32_t>(T::kValuesInGroup), T::kValueHeadBytes,
+           load, page, full);
+    }
+  }
+
+  // This lane's box of keys or of values.
+  __device__ void copy(const PlaneMap& plane, std::uint32_t to, int head_bytes, const Load& load,
+                       std::int32_t page, ptx::Barrier* full) const {
+    for (std::int32_t head = 0; head < (T::kHeads > 1 ? plane.heads_apart : 1); ++head) {
+      for (std::int32_t i = 0; i < plane.copies; ++i) {
+        ptx::copy_box(to + static_cast<std::uint32_t>(head * head_bytes + i * T::kSlabBytes),
+                      &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
+                      load.kv_head + head, page, full, policy_);
       }
     }
   }
 
-  __device__ const std::byte* row_of(const PlaneParams& plane, const Load& load) const {
-    return plane.data + (std::int64_t{page_of(load)} * plane.stride_block +
-                         load.token * plane.stride_token + load.kv_head * plane.stride_head) *
-                            T::kStoredBytes;
+  __device__ const std::byte* row_of(const PlaneParams& plane, const Load& load, int head) const {
+    return plane.data +
+           (std::int64_t{page_of(load)} * plane.stride_block + load.token * plane.stride_token +
+            (load.kv_head + head) * plane.stride_head) *
+               T::kStoredBytes;
   }
 
   __device__ void load_rows(const Load& load) {
     const bool valid = holds(load);
-    const std::byte* key = row_of(params_.key, load);
-    const std::byte* value = row_of(params_.value, load);
     const std::uint32_t stage = ptx::shared_address(shared_.stages) +
                                 static_cast<std::uint32_t>(stage_.index * T::kStageBytes);
 #pragma unroll 1
@@ -250,13 +266,20 @@ class Producer {
         return stage + static_cast<std::uint32_t>(chunk_at<T>(first + row, chunk));
       };
       constexpr int kRows = Grid::kProducerKeys;
-      copy_rows<kRows, T::kHeadSizeQk * T::kStoredBytes>(
-          key, params_.head_size_qk * T::kStoredBytes, valid, slice * kRows, place);
-      copy_rows<kRows, T::kHeadSizeV * T::kStoredBytes>(
-          value, params_.head_size_v * T::kStoredBytes, valid, slice * kRows,
-          [&](int row, int chunk) {
-            return place(row, chunk) + static_cast<std::uint32_t>(T::kValuesInGroup);
-          });
+#pragma unroll 1
+      for (int head = 0; head < T::kHeads; ++head) {
+        copy_rows<kRows, T::kHeadSizeQk * T::kStoredBytes>(
+            row_of(params_.key, load, head), params_.head_size_qk * T::kStoredBytes, valid,
+            slice * kRows, [&](int row, int chunk) {
+              return place(row, chunk) + static_cast<std::uint32_t>(head * T::kKeyHeadBytes);
+            });
+        copy_rows<kRows, T::kHeadSizeV * T::kStoredBytes>(
+            row_of(params_.value, load, head), params_.head_size_v * T::kStoredBytes, valid,
+            slice * kRows, [&](int row, int chunk) {
+              return place(row, chunk) +
+                     static_cast<std::uint32_t>(T::kValuesInGroup + head * T::kValueHeadBytes);
+            });
+      }
       ptx::arrive_after_copies(full);
     }
   }
@@ -298,16 +321,20 @@ class Producer {
     const std::uint32_t to =
         ptx::shared_address(shared_.queries) + static_cast<std::uint32_t>(buffer * T::kQueryBytes);
     constexpr int kRows = Grid::kRows < kWarp ? Grid::kRows : kWarp;  // at a time
-    for (std::int32_t first = (warp_ - 1) * kRows; first < rows; first += kQueryWarps * kRows) {
-      const std::int32_t index = piece.tile.first_row + first + lane_;
+    const std::int32_t end = T::kHeads > 1 ? Grid::kRows : rows;
+    for (std::int32_t first = (warp_ - 1) * kRows; first < end; first += kQueryWarps * kRows) {
+      const std::int32_t row = first + lane_;
+      const std::int32_t index = piece.tile.first_row + row % T::kHeadRows;
       const std::int64_t token = std::int64_t{first_token} + index / group;
-      const std::int64_t head = std::int64_t{piece.tile.kv_head} * group + index % group;
+      const std::int64_t head =
+          (std::int64_t{piece.tile.kv_head} + row / T::kHeadRows) * group + index % group;
       const std::byte* from =
           params_.query.data +
           (token * params_.query.stride_token + head * params_.query.stride_head) * element;
       copy_rows<kRows, T::kHeadSizeQk * 2>(
-          from, params_.head_size_qk * element, first + lane_ < rows, 0, [&](int row, int chunk) {
-            return to + static_cast<std::uint32_t>((first + row) * T::kQueryPitch + chunk * 16);
+          from, params_.head_size_qk * element, row < Grid::kRows && row % T::kHeadRows < rows, 0,
+          [&](int at, int chunk) {
+            return to + static_cast<std::uint32_t>((first + at) * T::kQueryPitch + chunk * 16);
           });
     }
     ptx::arrive_after_copies(full);
@@ -324,11 +351,12 @@ class Producer {
     for (std::int32_t row = lane_; row < Grid::kRows; row += kWarp) {
       core::RowKeys keys;
       std::int64_t output_at = -1;
-      if (row < piece.tile.num_rows) {
-        const std::int32_t index = piece.tile.first_row + row;
+      const std::int32_t in_head = row % T::kHeadRows;
+      if (in_head < piece.tile.num_rows) {
+        const std::int32_t index = piece.tile.first_row + in_head;
         const std::int32_t query = index / schedule.group;
-        const std::int32_t head =
-            piece.tile.kv_head * schedule.group + (index - query * schedule.group);
+        const std::int32_t head = (piece.tile.kv_head + row / T::kHeadRows) * schedule.group +
+                                  (index - query * schedule.group);
         keys = seq.query_len == 1 ? piece.tile.keys : core::row_keys(schedule.mask, seq, query);
         if (params_.alibi_slopes.data != nullptr) {
           info.slope[row] = scale_at(params_.alibi_slopes, head);
@@ -374,8 +402,10 @@ class Producer {
       info.slot = piece.slot;
       info.context_len = static_cast<std::int32_t>(seq.context_len());
       info.first_token = first_token;
-      info.score_scale = score_scale(params_, piece.tile.kv_head);
-      info.value_scale = scale_at(params_.v_scale, piece.tile.kv_head);
+    }
+    if (lane_ < T::kHeads) {
+      info.score_scale[lane_] = score_scale(params_, piece.tile.kv_head + lane_);
+      info.value_scale[lane_] = scale_at(params_.v_scale, piece.tile.kv_head + lane_);
     }
   }
 
@@ -394,6 +424,8 @@ class Producer {
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;
+  std::int32_t under_way_ = 0;
+  RingPosition landing_;        // the slice that is under way longest, of kSlicesUnderWay
   std::int32_t cut_tiles_ = 0;  // whose first pieces were this worker's; lane 0 of warp 1
 };
 

@@ -30,25 +30,16 @@ __device__ inline float quad_sum(float x) {
 template <int kKeys>
 using ScoreTile = float[kKeys / 8][4];
 
-// What makes a raw product a score besides its scale, of a row.
-struct RowRules {
-  float scale;
-  float slope;
-  std::int32_t token;  // within the sequence
-};
-
-// Soft cap and ALiBi of one score, in units of log2; `offset` is j - context_len. A call, because
-// as many copies as a lane has scores would not fit into the instruction cache.
-__device__ __noinline__ inline float ruled_score(const AttendKernelParams& p, const RowRules& row,
-                                                 float product, std::int32_t offset) {
-  float s = product * row.scale;
-  if (p.soft_cap > 0.0F) s = p.soft_cap * tanhf(s / p.soft_cap);
-  if (p.alibi_slopes.data != nullptr) {
-    const float distance = static_cast<float>(row.token - offset);
-    s += p.alibi_sqrt ? -row.slope * sqrtf(fmaxf(distance, 0.0F))
-                      : row.slope * static_cast<float>(offset);
-  }
-  return s * kLog2E;
+// cap * tanh(x * one_by_cap) with a relative error of about 1e-6, in fewer instructions than
+// tanhf.
+__device__ inline float soft_capped(float x, float cap, float one_by_cap) {
+  const float y = x * one_by_cap;
+  const float y2 = y * y;
+  // tanh(y) = y - y^3 / 3 + 2 y^5 / 15 - 17 y^7 / 315 + ... = 1 - 2 / (1 + e^2y)
+  const float near_0 =
+      y * fmaf(y2, fmaf(y2, fmaf(y2, -17.0F / 315.0F, 2.0F / 15.0F), -1.0F / 3.0F), 1.0F);
+  const float farther = 1.0F - __fdividef(2.0F, 1.0F + ptx::exp2(2.0F * kLog2E * y));
+  return cap * (fabsf(y) < 0.25F ? near_0 : farther);
 }
 
 // qq_bias of a row and key; 0 outside the table.
@@ -59,45 +50,87 @@ __device__ inline float bias_at(const AttendKernelParams& p, std::int32_t token,
                             token * p.qq_bias_stride_row + offset * p.qq_bias_stride_column);
 }
 
-// Makes the products of rows first_row + lane / 4 (+ 8) with keys from first_key on scores, and
-// hides what the rows do not see: -inf, and a bit of `hidden` (bit 4 n + 2 h + i).
+// Products of rows first_row + lane / 4 (+ 8) with keys from first_key on.
+template <int kKeys>
+struct RowsByKeys {
+  std::int32_t first_row;
+  std::int32_t first_key;
+
+  static __device__ std::int32_t lane() { return static_cast<std::int32_t>(threadIdx.x) % kWarp; }
+  __device__ std::int32_t row(int h) const { return first_row + lane() / 4 + 8 * h; }
+  __device__ std::int32_t key(int n, int i) const {
+    return first_key + 8 * n + 2 * (lane() % 4) + i;
+  }
+  // A score that its row does not see: -inf, and a bit of `hidden`.
+  static __device__ void hide(ScoreTile<kKeys>& s, int n, int h, int i, std::uint32_t& hidden) {
+    s[n][2 * h + i] = core::kNegInf;
+    hidden |= 1U << (4 * n + 2 * h + i);
+  }
+};
+
+// Makes products scores, in units of log2. Hides what qq_bias hides. One loop a rule: of those that
+// a call does not have, no instructions are fetched.
 template <int kKeys, class Piece>
-__device__ inline void rule_and_mask(const AttendKernelParams& p, const Piece& piece,
-                                     std::int32_t first_row, std::int32_t first_key, bool ruled,
-                                     bool masked, ScoreTile<kKeys>& s, std::uint32_t& hidden) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+__device__ inline void apply_rules(const AttendKernelParams& p, const Piece& piece,
+                                   const RowsByKeys<kKeys>& at, ScoreTile<kKeys>& s,
+                                   std::uint32_t& hidden) {
+  const float cap = p.soft_cap;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const std::int32_t r = first_row + lane / 4 + 8 * h;
+    const std::int32_t r = at.row(h);
+    const std::int32_t token =
+        (piece.first_row + r % Piece::kHeadRows) / p.schedule.group;  // within the sequence
+    const float slope = piece.slope[r] * kLog2E;
+    // The score of key 8 n + i, its offset from context_len.
+    const auto for_each = [&](auto&& fn) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) fn(s[n][2 * h + i], at.key(n, i) - piece.context_len, n, i);
+      }
+    };
+    const float scale = piece.score_scale[Piece::head_of(at.first_row)] * piece.query_factor[r] *
+                        (cap > 0.0F ? 1.0F : kLog2E);
+    for_each([&](float& x, std::int32_t, int, int) { x *= scale; });
+    if (cap > 0.0F) {
+      for_each(
+          [&](float& x, std::int32_t, int, int) { x = soft_capped(x, cap * kLog2E, 1.0F / cap); });
+    }
+    if (p.alibi_slopes.data != nullptr && !p.alibi_sqrt) {
+      for_each([&](float& x, std::int32_t offset, int, int) {
+        x = fmaf(slope, static_cast<float>(offset), x);
+      });
+    } else if (p.alibi_slopes.data != nullptr) {
+      for_each([&](float& x, std::int32_t offset, int, int) {
+        x -= slope * sqrtf(static_cast<float>(max(token - offset, 0)));
+      });
+    }
+    if (p.qq_bias == nullptr) continue;
+    for_each([&](float& x, std::int32_t offset, int n, int i) {
+      const float bias = bias_at(p, token, offset);
+      x += bias * kLog2E;
+      if (bias == core::kNegInf) at.hide(s, n, h, i, hidden);
+    });
+  }
+}
+
+// Hides what the rows do not see. Apart from the rules: most tiles end with a block that is hidden
+// in part, and instructions between those that hide would all come from memory for it.
+template <int kKeys, class Piece>
+__device__ inline void apply_mask(const Piece& piece, const RowsByKeys<kKeys>& at,
+                                  ScoreTile<kKeys>& s, std::uint32_t& hidden) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const std::int32_t r = at.row(h);
     const std::int32_t prefix_end = piece.prefix_end[r];
     const std::int32_t begin = piece.begin[r];
     const std::int32_t end = piece.end[r];
-    RowRules row{};
-    if (ruled) {
-      row.scale = piece.score_scale * piece.query_factor[r];
-      row.slope = piece.slope[r];
-      row.token = (piece.first_row + r) / p.schedule.group;
-    }
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::int32_t key = first_key + 8 * n + 2 * (lane % 4) + i;
-        float& score = s[n][2 * h + i];
-        bool hide = masked && !(key < prefix_end || (key >= begin && key < end));
-        if (ruled) {
-          const std::int32_t offset = key - piece.context_len;
-          score = ruled_score(p, row, score, offset);
-          if (p.qq_bias != nullptr) {
-            const float bias = bias_at(p, row.token, offset);
-            hide = hide || bias == core::kNegInf;
-            score += bias * kLog2E;
-          }
-        }
-        if (hide) {
-          score = core::kNegInf;
-          hidden |= 1U << (4 * n + 2 * h + i);
-        }
+        const std::int32_t key = at.key(n, i);
+        if (!(key < prefix_end || (key >= begin && key < end))) at.hide(s, n, h, i, hidden);
       }
     }
   }

@@ -12,7 +12,7 @@ namespace diffkv::cuda::mma {
 // A block's shared memory, as pointers.
 template <class T>
 struct Shared {
-  using Piece = PieceInfo<T::Grid::kRows>;
+  using Piece = PieceInfo<T::Grid::kRows, T::kHeads>;
 
   __device__ Shared(std::byte* base, Depth depth) {
     const SharedLayout<T> layout(depth);

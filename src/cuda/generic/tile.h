@@ -33,6 +33,8 @@ template <int kRowWarpsValue, int kKeyWarpsValue, int kRowTilesValue, int kBlock
           int kProducersValue, int kBlocksPerSmValue, bool kWarpgroupsValue = false>
 struct WarpGrid {
   static constexpr bool kWarpgroups = kWarpgroupsValue;
+  // Slices of stages whose copies are under way at a time; 0: as many as there is room for.
+  static constexpr int kSlicesUnderWay = 0;
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
   static constexpr int kRowTiles = kRowTilesValue;
@@ -41,6 +43,7 @@ struct WarpGrid {
   static constexpr int kBlocksPerSm = kBlocksPerSmValue;  // where they fit
 
   static constexpr int kRows = kRowWarps * kRowTiles * kMmaRows;
+  static constexpr int kHeads = 1;  // KV heads that row warps are divided among
   static constexpr int kWarpKeys = kBlockKeys / kKeyWarps;
   static constexpr int kConsumers = kRowWarps * kKeyWarps;
   static constexpr int kThreads = (kConsumers + kProducers) * kWarp;
@@ -55,8 +58,18 @@ struct WarpGrid {
 // leave no registers for a second one.
 template <int kHeadSizeV>
 using DecodeGrid = WarpGrid<1, 4, 1, 64, 2, kHeadSizeV <= 128 ? 2 : 1>;
-// Up to 4 tokens of a group of 16.
-using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1>;
+// The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
+// stretch of memory, which is read in longer bursts than four blocks would.
+struct HeadsDecodeGrid : WarpGrid<4, 2, 1, 32, 2, 1> {
+  static constexpr int kHeads = 4;
+  static constexpr int kSlicesUnderWay = 2;
+};
+// Up to 4 tokens of a group of 16. Stages deep enough to compute evenly hold more copies than the
+// memory needs to be busy. What is asked for beyond that waits in a queue, and instructions behind
+// it; and SMs that are served first end first.
+struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
+  static constexpr int kSlicesUnderWay = 3;
+};
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 // Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
 using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
@@ -72,6 +85,7 @@ DIFFKV_HD constexpr bool has_kernel(int major) {
   const bool hopper = major == kHopper && T::kHeadSizeV <= 128;
   const bool groups = hopper && !T::kFp8;
   const bool tall = hopper && T::kFp8;
+  if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
   if (T::Grid::kWarpgroups) return groups;
   if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
   if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
@@ -104,13 +118,18 @@ struct Tile {
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
   static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
   static constexpr int kSlabChunks = kSlabRowBytes / 16;
-  // A group of keys: their keys' slabs, then their values'. Warpgroups multiply whole groups.
+  static constexpr int kHeads = Grid::kHeads;
+  static constexpr int kHeadRows = Grid::kRows / kHeads;  // rows of a tile's KV head
+  // A group of keys: the slabs of their keys, head by head, then those of their values. Warpgroups
+  // multiply whole groups.
   static constexpr int kGroupKeys = Grid::kWarpgroups ? Grid::kBlockKeys : kLeastBoxKeys;
   static constexpr int kSlabBytes = kGroupKeys * kSlabRowBytes;
   static constexpr int kKeySlabs = kHeadSizeQk / kSlabColumns;
   static constexpr int kValueSlabs = kHeadSizeV / kSlabColumns;
-  static constexpr int kValuesInGroup = kKeySlabs * kSlabBytes;
-  static constexpr int kGroupBytes = kValuesInGroup + kValueSlabs * kSlabBytes;
+  static constexpr int kKeyHeadBytes = kKeySlabs * kSlabBytes;  // from one KV head to the next
+  static constexpr int kValueHeadBytes = kValueSlabs * kSlabBytes;
+  static constexpr int kValuesInGroup = kHeads * kKeyHeadBytes;
+  static constexpr int kGroupBytes = kValuesInGroup + kHeads * kValueHeadBytes;
   static constexpr int kStageBytes = Grid::kBlockKeys / kGroupKeys * kGroupBytes;
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
@@ -145,17 +164,21 @@ struct Depth {
 };
 
 // What one piece's consumers need to know, made by the producer.
-template <int kRows>
+template <int kRows, int kHeads>
 struct alignas(16) PieceInfo {
+  static constexpr int kHeadRows = kRows / kHeads;
+  DIFFKV_HD static constexpr int head_of(int row) { return row / kHeadRows; }
+  DIFFKV_HD bool has(int row) const { return row % kHeadRows < num_rows; }
+
   std::int64_t partial_row;  // of its first row, if it has a slot
-  std::int32_t kv_head;
+  std::int32_t kv_head;      // the first
   std::int32_t first_row;
-  std::int32_t num_rows;
+  std::int32_t num_rows;  // of each KV head
   std::int32_t slot;
   std::int32_t context_len;
   std::int32_t first_token;  // of the sequence
-  float score_scale;
-  float value_scale;
+  float score_scale[kHeads];
+  float value_scale[kHeads];
   // Where each row of the output is, in bytes from its start; -1: nowhere.
   std::int64_t output_at[kRows];
   // What each row sees; its ALiBi slope and sink; what its query was multiplied with.
@@ -212,7 +235,7 @@ struct Rehearsal {
 // Offsets in a block's shared memory.
 template <class T>
 struct SharedLayout {
-  using Piece = PieceInfo<T::Grid::kRows>;
+  using Piece = PieceInfo<T::Grid::kRows, T::kHeads>;
 
   DIFFKV_HD explicit SharedLayout(Depth depth)
       : queries(depth.stages * T::kStageBytes),
