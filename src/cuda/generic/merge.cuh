@@ -71,11 +71,25 @@ class TileMerge {
   __device__ bool meet() const {
     __threadfence();
     ptx::sync(kPartsBarrier, kMeeting);
-    if (cut_pieces_[0].blocks == 0 && cut_pieces_[1].blocks == 0) return false;
+    if (!has_cut_pieces()) return false;
     if (threadIdx.x < 2) meet(cut_pieces_[threadIdx.x]);
     Finish<T>::sync();
+    ptx::arrive_at(kMetBarrier, kMeeting);
     __threadfence();
     return true;
+  }
+
+  // The warp that described the pieces, meanwhile: this block needs the tiles' words no more. The
+  // last of a tile's blocks clears its word for the next attend.
+  __device__ void leave() const {
+    if (!has_cut_pieces()) return;
+    ptx::sync(kMetBarrier, kMeeting);
+    if (lane_ >= 2 || cut_pieces_[lane_].blocks == 0) return;
+    const CutPiece& piece = cut_pieces_[lane_];
+    Word* word = word_of(piece);
+    const bool last = is_waited_for(piece) ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts
+                                           : piece.merger == CutPiece::kThisBlock;
+    if (last) *word = 0;
   }
 
   // All consumer warps. Another warp may go through the same instructions before, without effect
@@ -106,7 +120,10 @@ class TileMerge {
   static_assert(Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
   // All blocks of a tile merge it together, row by row, where none has more rows than that.
   static constexpr std::int32_t kMostRowsOfBlock = 2;
+  // Else a block has as many rows at a time.
+  static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
   static constexpr int kPartsBarrier = 2;
+  static constexpr int kMetBarrier = 6;  // after those of warpgroups
   static constexpr int kMeeting = (Grid::kConsumers + 1) * kWarp;
 
   // A tile's word of PlanTables::arrivals: blocks of keys whose partials are there; workers that
@@ -126,10 +143,9 @@ class TileMerge {
   // Says that this block's partial is there, and finds out who is to merge the tile. By one thread
   // a piece, both at once.
   __device__ void meet(CutPiece& piece) const {
-    auto* word = reinterpret_cast<unsigned long long*>(
-        params_.schedule.tables.arrivals[tile_class_] + piece.first_worker);
+    Word* word = word_of(piece);
     const bool cut = piece.blocks > 0;
-    const bool together = is_for_all(piece);
+    const bool together = is_waited_for(piece);
     bool complete = false;
     if (cut) {
       __threadfence();  // what the other threads left before the barrier, too
@@ -154,14 +170,26 @@ class TileMerge {
         piece.merger = CutPiece::kAllBlocks;
       }
     }
-    if (!cut) return;
-    __threadfence();
-    const bool last = together ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts : complete;
-    if (last) *word = 0;
   }
 
-  static __device__ bool is_for_all(const CutPiece& piece) {
-    return kMostRowsOfBlock * piece.parts >= T::kHeads * piece.num_rows;
+  __device__ bool has_cut_pieces() const {
+    return cut_pieces_[0].blocks > 0 || cut_pieces_[1].blocks > 0;
+  }
+  __device__ Word* word_of(const CutPiece& piece) const {
+    return reinterpret_cast<Word*>(params_.schedule.tables.arrivals[tile_class_] +
+                                   piece.first_worker);
+  }
+  static __device__ std::int32_t rows_of(const CutPiece& piece) {
+    return T::kHeads * piece.num_rows;
+  }
+
+  // Whether a row of the tile is merged by all warps of a block.
+  static __device__ bool has_many_parts(const CutPiece& piece) {
+    return kMostRowsOfBlock * piece.parts >= rows_of(piece);
+  }
+  // Whether the blocks of a tile wait for each other and divide its rows.
+  static __device__ bool is_waited_for(const CutPiece& piece) {
+    return has_many_parts(piece) || (Grid::kRows <= 64 && rows_of(piece) > kAllGroups);
   }
 
   // The partial of the share that is `share` after the tile's first, or -1: the first has one, each
@@ -193,22 +221,21 @@ class TileMerge {
   // group.
   __device__ void merge_tile(const CutPiece& piece, int list, bool merges) const {
     const std::int32_t parts = merges ? piece.parts : 0;
-    const bool together = merges ? is_for_all(piece) : list > 0;
-    const bool shared = piece.merger == CutPiece::kAllBlocks;
-    std::int32_t row = !merges ? 0 : !together ? warp_ * kGroups : shared ? piece.part : 0;
-    const std::int32_t end = merges ? T::kHeads * piece.num_rows : 1;
-    const std::int32_t step = !together          ? Grid::kConsumers * kGroups
-                              : shared && merges ? piece.parts
-                                                 : 1;
+    const bool together = merges ? has_many_parts(piece) : list > 0;
+    const bool shared = merges && piece.merger == CutPiece::kAllBlocks;
+    const std::int32_t at_once = together ? 1 : kAllGroups;
+    std::int32_t row = (shared ? piece.part : 0) * at_once;
+    if (merges && !together) row += warp_ * kGroups;
+    const std::int32_t end = merges ? rows_of(piece) : 1;
+    const std::int32_t step = (shared ? piece.parts : 1) * at_once;
 #pragma unroll 1
     for (; row < end; row += step) {
       const bool writes = merges && (!together || warp_ == 0);
       const RowOut out = row_out(piece, together ? row : row + lane_ / kLanes, writes);
       RowSums sums;
       if (together) {
-        constexpr std::int32_t kMembers = Grid::kConsumers * kGroups;
         const std::int32_t member = warp_ * kGroups + lane_ / kLanes;
-        add_parts(piece, list, parts, row, member, kMembers, sums);
+        add_parts(piece, list, parts, row, member, kAllGroups, sums);
         add_groups(sums);
         add_warps(sums, merges);
       } else {
@@ -234,7 +261,7 @@ class TileMerge {
     for (std::int32_t begin = 0;; begin += kLanes * step) {
       // A lane knows one part.
       const std::int32_t part = begin + first + in_group * step;
-      const bool has = part < parts && row < T::kHeads * piece.num_rows;
+      const bool has = part < parts && row < rows_of(piece);
       core::SoftmaxState own;
       std::int64_t at = 0;
       if (has) {
@@ -383,7 +410,7 @@ class TileMerge {
 
   __device__ RowOut row_out(const CutPiece& piece, std::int32_t row, bool valid) const {
     RowOut out;
-    if (!valid || row >= T::kHeads * piece.num_rows) return out;
+    if (!valid || row >= rows_of(piece)) return out;
     const plan::Tile::Row at = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
     const std::int32_t kv_head = piece.kv_head + at.head;
     out.place =
