@@ -58,24 +58,20 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
   // Each call has a TileMerge of its own: of one that lived on, the compiler spilled the sums.
-  bool active = merges;  // in the merge
   if (!consumes) {
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
-    if (merges && describes) TileMerge<T>(params, shared, tile_class).count_parts();
-    active = merges && describes && Rehearsal<T>::kPays;
+    if (merges && describes) {
+      TileMerge<T>(params, shared, tile_class).count_parts();
+      TileMerge<T>(params, shared, tile_class).leave();
+    }
   } else {
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
     Consumer<T>(params, shared, depth, boxes).run();
-    if (merges) active = TileMerge<T>(params, shared, tile_class).meet();
-    if constexpr (!Rehearsal<T>::kPays) {
-      if (active) TileMerge<T>(params, shared, tile_class).run(true);
+    if (merges && TileMerge<T>(params, shared, tile_class).meet()) {
+      TileMerge<T>(params, shared, tile_class).run();
     }
   }
-  if constexpr (Rehearsal<T>::kPays) {
-    if (active) TileMerge<T>(params, shared, tile_class).run(consumes);
-  }
-  if (merges && describes) TileMerge<T>(params, shared, tile_class).leave();
   if (params.after_sibling) wait_for_earlier_kernels();
 }
 

@@ -92,16 +92,12 @@ class TileMerge {
     if (last) *word = 0;
   }
 
-  // All consumer warps. Another warp may go through the same instructions before, without effect
-  // (`merges` is false), so that these are in the cache when they are needed.
-  __device__ void run(bool merges) const {
-    // Else the compiler would see that there is no effect.
-    std::int32_t opaque = merges ? 1 : 0;
-    asm volatile("" : "+r"(opaque));
+  // All consumer warps.
+  __device__ void run() const {
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       const CutPiece& piece = cut_pieces_[i];
-      if (opaque == 0 || piece.merger != CutPiece::kNobody) merge_tile(piece, i, opaque != 0);
+      if (piece.merger != CutPiece::kNobody) merge_tile(piece, i);
     }
   }
 
@@ -219,25 +215,24 @@ class TileMerge {
   // This block's rows of a tile, of all its KV heads. If it is for all blocks, a block has one row
   // at a time, whose parts its groups of lanes divide; else a warp has kGroups rows, each for one
   // group.
-  __device__ void merge_tile(const CutPiece& piece, int list, bool merges) const {
-    const std::int32_t parts = merges ? piece.parts : 0;
-    const bool together = merges ? has_many_parts(piece) : list > 0;
-    const bool shared = merges && piece.merger == CutPiece::kAllBlocks;
+  __device__ void merge_tile(const CutPiece& piece, int list) const {
+    const std::int32_t parts = piece.parts;
+    const bool together = has_many_parts(piece);
+    const bool shared = piece.merger == CutPiece::kAllBlocks;
     const std::int32_t at_once = together ? 1 : kAllGroups;
-    std::int32_t row = (shared ? piece.part : 0) * at_once;
-    if (merges && !together) row += warp_ * kGroups;
-    const std::int32_t end = merges ? rows_of(piece) : 1;
-    const std::int32_t step = (shared ? piece.parts : 1) * at_once;
+    std::int32_t row = (shared ? piece.part : 0) * at_once + (together ? 0 : warp_ * kGroups);
+    const std::int32_t end = rows_of(piece);
+    const std::int32_t step = (shared ? parts : 1) * at_once;
 #pragma unroll 1
     for (; row < end; row += step) {
-      const bool writes = merges && (!together || warp_ == 0);
+      const bool writes = !together || warp_ == 0;
       const RowOut out = row_out(piece, together ? row : row + lane_ / kLanes, writes);
       RowSums sums;
       if (together) {
         const std::int32_t member = warp_ * kGroups + lane_ / kLanes;
         add_parts(piece, list, parts, row, member, kAllGroups, sums);
         add_groups(sums);
-        add_warps(sums, merges);
+        add_warps(sums);
       } else {
         add_parts(piece, list, parts, row + lane_ / kLanes, 0, 1, sums);
       }
@@ -358,23 +353,21 @@ class TileMerge {
   }
 
   // Into the first warp, the sums of all warps; there the columns are spread over all lanes.
-  __device__ void add_warps(RowSums& sums, bool merges) const {
+  __device__ void add_warps(RowSums& sums) const {
     auto* of_warps = reinterpret_cast<WarpSums*>(memory_);
-    if (merges) {
-      WarpSums& own = of_warps[warp_];
-      if (lane_ == 0) {
-        own.max = sums.state.max;
-        own.sum = sums.state.sum;
-      }
-      if (lane_ < kLanes) {
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-          *reinterpret_cast<float4*>(own.acc + column_of(v, false)) = sums.acc[v];
-        }
-      }
-      Finish<T>::sync();
+    WarpSums& own = of_warps[warp_];
+    if (lane_ == 0) {
+      own.max = sums.state.max;
+      own.sum = sums.state.sum;
     }
-    if (!merges || warp_ == 0) {
+    if (lane_ < kLanes) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        *reinterpret_cast<float4*>(own.acc + column_of(v, false)) = sums.acc[v];
+      }
+    }
+    Finish<T>::sync();
+    if (warp_ == 0) {
       sums = RowSums();
 #pragma unroll
       for (int w = 0; w < Grid::kConsumers; ++w) {
@@ -393,7 +386,7 @@ class TileMerge {
         }
       }
     }
-    if (merges) Finish<T>::sync();
+    Finish<T>::sync();
   }
 
   // The first column of a lane's vector: of a group's lanes, or of all.

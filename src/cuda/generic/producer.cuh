@@ -66,9 +66,6 @@ class Producer {
     plan::Piece piece;
     std::int32_t v = 0;  // the block of the piece that comes next
     bool more = share.first(piece);
-    if constexpr (Rehearsal<T>::kPays) {
-      if (more) rehearse(copies_keys);
-    }
     if (more) v = piece.begin_block;
     Load pending;
     while (pending.flags != kNoMoreWork) {
@@ -106,33 +103,6 @@ class Producer {
     std::int32_t page = 0;   // as read, not yet clamped; of a dense cache 0
     std::int32_t token = 0;  // within the page
   };
-
-  // A piece without rows and keys.
-  __device__ void rehearse(bool copies_keys) {
-    if (warp_ > 0) {
-      auto& info = shared_.pieces[query_.index];
-      ptx::Barrier* full = shared_.query_full + query_.index;
-      if (warp_ == kDescriber) {
-        for (std::int32_t row = lane_; row < Grid::kRows; row += kWarp) {
-          info.output_at[row] = -1;
-          info.prefix_end[row] = info.begin[row] = info.end[row] = 0;
-        }
-        if (lane_ == 0) {
-          info.num_rows = 0;
-          info.slot = -1;
-        }
-        __syncwarp();
-      }
-      if (lane_ == 0) ptx::arrive(full);
-      ptx::arrive_after_copies(full);
-      query_.advance(depth_.query_buffers);
-    }
-    if (copies_keys) {
-      Load nothing;
-      nothing.flags = kLastOfPiece;
-      load(nothing);
-    }
-  }
 
   __device__ static Load block_at(const plan::Piece& piece, std::int32_t v) {
     Load load;

@@ -223,15 +223,6 @@ struct StageInfo {
   std::int32_t flags;
 };
 
-// Before the first keys are there, the consumers go once through the instructions of a piece's
-// start and end, for a piece without rows. Later, with the memory busy, each 128 bytes of
-// instructions would wait in the same queue as keys and values: tens of microseconds in all.
-template <class T>
-struct Rehearsal {
-  // Of many rows the ends are few. Warps that have given registers away can't run the others' code.
-  static constexpr bool kPays = T::Grid::kRows <= 64 && !T::kGiveRegisters;
-};
-
 // Offsets in a block's shared memory.
 template <class T>
 struct SharedLayout {
