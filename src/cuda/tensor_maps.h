@@ -39,7 +39,7 @@ struct BoxShape {
   std::int32_t slab_columns;
   std::int32_t key_slabs;
   std::int32_t value_slabs;
-  std::int32_t heads;
+  std::int32_t heads = 1;
 };
 KvMaps kv_maps(const AttendKernelParams& params, const BoxShape& shape);
 

@@ -17,6 +17,7 @@ Case random_case(Random& random) {
   const std::vector<NamedMask> masks = all_masks();
   constexpr DType kQueries[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3};
   constexpr DType kStored[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2};
+  constexpr std::int64_t kKvHeads[] = {1, 2, 3, 4, 4};
   constexpr std::int64_t kGroups[] = {1, 2, 3, 5, 8, 12, 16, 20};
   constexpr std::int64_t kBlockSizes[] = {1, 3, 5, 13, 16, 32, 64, 100};
   constexpr CaseCache kCaches[] = {CaseCache::kPackedNHD, CaseCache::kPackedHND,
@@ -24,7 +25,7 @@ Case random_case(Random& random) {
                                    CaseCache::kDense};
   Case c = base_case(batches[static_cast<std::size_t>(random.below(std::ssize(batches)))]);
   set_mask(c, masks[static_cast<std::size_t>(random.below(std::ssize(masks)))]);
-  const std::int64_t kv_heads = 1 + random.below(3);
+  const std::int64_t kv_heads = kKvHeads[random.below(std::ssize(kKvHeads))];
   set_heads(c, kv_heads * kGroups[random.below(std::ssize(kGroups))], kv_heads);
   set_head_sizes(c, 8 * (1 + random.below(26)), 8 * (1 + random.below(26)));
   set_dtypes(c, kQueries[random.below(std::ssize(kQueries))],

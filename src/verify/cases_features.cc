@@ -20,18 +20,21 @@ std::string group_of(const NamedMask& mask) {
   return mask.mask.causal ? "causal" : "full";
 }
 
-// Every mask with every kind of batch; then with each way to change scores.
+// Every mask with every kind of batch, and with KV heads that a backend may take four at a time;
+// then with each way to change scores.
 void add_with_masks(CaseList& list, const std::string& feature,
                     const std::function<void(Case&)>& change) {
   for (const NamedMask& mask : all_masks()) {
-    for (const NamedBatch& batch : {multi_batch(), mixed_batch()}) {
+    for (const NamedBatch& batch : {multi_batch(), mixed_batch(), decode_batch()}) {
       Case c = base_case(batch);
+      const bool decode = std::string(batch.name) == "decode";
+      if (decode) set_heads(c, 12, 4);
       set_mask(c, mask);
       change(c);
       const std::string name = mask.name;
       list.add(
-          c, feature, fmt::format("{}_{}", name, batch.name),
-          std::string(batch.name) == "mixed" && (name == "causal" || name == "full" ||
+          c, feature, fmt::format("{}_{}{}", name, batch.name, decode ? "_12on4" : ""),
+          std::string(batch.name) != "multi" && (name == "causal" || name == "full" ||
                                                  name == "window7" || name == "mm_window7_clamp"));
     }
   }
@@ -42,10 +45,10 @@ void add_with_masks(CaseList& list, const std::string& feature,
 void add_mask_cases(CaseList& list) {
   for (const NamedMask& mask : all_masks()) {
     for (const NamedBatch& batch : all_batches()) {
-      for (const std::int64_t heads : {2, 10}) {
+      for (const std::int64_t heads : {2, 10, 20}) {
         Case c = base_case(batch);
         set_mask(c, mask);
-        set_heads(c, heads, 2);
+        set_heads(c, heads, heads == 20 ? 4 : 2);
         set_dtypes(c, heads == 2 ? DType::kF32 : DType::kBF16,
                    heads == 2 ? DType::kF32 : DType::kBF16);
         c.null_blocks = true;

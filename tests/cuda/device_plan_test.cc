@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/layout.h"
+#include "cuda/device.h"
 #include "device/memory.h"
 #include "diffkv/plan.h"
 #include "plan/classes.h"
@@ -61,6 +62,7 @@ Inputs random_inputs(std::mt19937& rng, std::int64_t num_seqs) {
   in.limits.num_classes = uniform(1, kMaxTileClasses);
   for (int c = 0; c < in.limits.num_classes; ++c) {
     TileClass& cls = in.limits.classes[c];
+    cls.tile_heads = key.num_kv_heads % 2 == 0 ? uniform(1, 2) : 1;
     cls.tile_rows = 16 << (2 * c);
     cls.max_seq_rows = 16 << (2 * c);
     cls.workers = uniform(1, 300);
@@ -175,6 +177,25 @@ void expect_same_tables(const Inputs& on_host, const Inputs& on_device) {
     ASSERT_EQ(host_base[i], image[static_cast<std::size_t>(i)])
         << "byte " << i - host.inputs_bytes << " of the tables, " << to_string(on_host.key) << ", "
         << on_host.num_seqs() << " sequences";
+  }
+}
+
+// Where tensor copies read them as one stretch of memory.
+TEST(CudaPlan, FourKvHeadsShareADecodeTile) {
+  DIFFKV_NEED_GPU();
+  if (current_gpu().capability() < 90) GTEST_SKIP() << "this GPU has no tensor copies";
+  PlanKey key;
+  key.head_size_qk = 192;
+  key.head_size_v = 128;
+  for (const DType stored : {DType::kBF16, DType::kE4M3}) {
+    key.key_dtype = key.value_dtype = stored;
+    for (const std::int64_t kv_heads : {1, 2, 3, 4, 6, 8, 12}) {
+      key.num_kv_heads = kv_heads;
+      key.num_heads = 16 * kv_heads;
+      const TileClass decode = backend().limits(key).classes[0];
+      EXPECT_EQ(decode.tile_heads, kv_heads % 4 == 0 ? 4 : 1) << kv_heads;
+      EXPECT_EQ(kv_heads / decode.tile_heads % decode.head_lanes, 0) << kv_heads;
+    }
   }
 }
 

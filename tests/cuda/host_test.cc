@@ -257,10 +257,12 @@ void expect_one_prefill_kernel() {
   using Fp8Group = mma::Tile<mma::GroupPrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
   using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Decode = mma::Tile<mma::DecodeGrid<kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
+  using Heads = mma::Tile<mma::HeadsDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   for (const int major : {8, 9, 10, 12}) {
     SCOPED_TRACE(major);
     EXPECT_TRUE(mma::has_kernel<Wide>(major));
     EXPECT_TRUE(mma::has_kernel<Decode>(major));
+    EXPECT_EQ(mma::has_kernel<Heads>(major), major >= 9 && kHeadSizeV <= 128);
     const bool hopper = major == 9 && kHeadSizeV <= 128;
     EXPECT_EQ(mma::has_kernel<Prefill>(major), !hopper);
     EXPECT_EQ(mma::has_kernel<Group>(major), hopper);

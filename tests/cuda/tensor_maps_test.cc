@@ -76,6 +76,23 @@ TEST_F(CudaTensorMaps, BoxesOfGroups) {
   EXPECT_FALSE(kv_maps(with_pages_of(24), kGroupShape).usable);
 }
 
+// Heads of a tile come with one copy, unless slabs are copied one by one.
+TEST_F(CudaTensorMaps, BoxesOfHeads) {
+  BoxShape shape = kShape;
+  shape.heads = 4;
+  const KvMaps whole = kv_maps(with_pages_of(16), shape);
+  EXPECT_TRUE(whole.usable);
+  EXPECT_EQ(whole.key.copies, 1);
+  EXPECT_EQ(whole.key.heads_apart, 1);
+  AttendKernelParams params = with_pages_of(16);
+  params.head_size_qk = 96;
+  const KvMaps slabs = kv_maps(params, shape);
+  EXPECT_TRUE(slabs.usable);
+  EXPECT_EQ(slabs.key.copies, kShape.key_slabs);
+  EXPECT_EQ(slabs.key.heads_apart, 4);
+  EXPECT_EQ(slabs.value.heads_apart, 1);
+}
+
 TEST_F(CudaTensorMaps, OtherPagesAreCopiedByRows) {
   for (const std::int32_t block_size : {1, 8, 24, 40}) {
     EXPECT_FALSE(kv_maps(with_pages_of(block_size), kShape).usable) << block_size;

@@ -122,10 +122,10 @@ struct Family {
     const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
     limits.classes[kWideDecode] = class_of(std::type_identity<WideDecode>());
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
-    // A decode tile's end costs as much as reading half a block.
+    // A tile's end costs as much as reading one and a half blocks.
     for (const std::int32_t c : {kDecode, kWideDecode}) {
       limits.classes[c].block_cost = 2;
-      limits.classes[c].tile_cost = 1;
+      limits.classes[c].tile_cost = 3;
       limits.classes[c].head_lanes = head_lanes(key, limits.classes[c]);
     }
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
