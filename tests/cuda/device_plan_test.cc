@@ -195,6 +195,13 @@ TEST(CudaPlan, FourKvHeadsShareADecodeTile) {
       const TileClass decode = backend().limits(key).classes[0];
       EXPECT_EQ(decode.tile_heads, kv_heads % 4 == 0 ? 4 : 1) << kv_heads;
       EXPECT_EQ(kv_heads / decode.tile_heads % decode.head_lanes, 0) << kv_heads;
+      PlanKey invariant = key;
+      invariant.policy = SchedulePolicy::kBatchInvariant;
+      EXPECT_EQ(backend().limits(invariant).classes[0].tile_heads,
+                is_fp8(stored) ? decode.tile_heads : 1)
+          << kv_heads;
+      invariant.mask.window = 128;
+      EXPECT_EQ(backend().limits(invariant).classes[0].tile_heads, decode.tile_heads) << kv_heads;
     }
   }
 }

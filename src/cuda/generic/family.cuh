@@ -115,10 +115,13 @@ struct Family {
   static ScheduleLimits limits(const PlanKey& key, const Gpu& gpu) {
     ScheduleLimits limits;
     limits.num_classes = kNumClasses;
-    limits.classes[kDecode] =
-        key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu)
-            ? tile_class<HeadsDecode>(gpu)
-            : tile_class<Decode>(gpu);
+    // Absolute cuts leave few pieces of tiles of several heads: of one long sequence, too few for
+    // all SMs. A window bounds that; of fp8, a tile of one head loses more with many sequences.
+    const bool many =
+        key.policy == SchedulePolicy::kBalanced || key.mask.window > 0 || HeadsDecode::kFp8;
+    const bool heads =
+        many && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu);
+    limits.classes[kDecode] = heads ? tile_class<HeadsDecode>(gpu) : tile_class<Decode>(gpu);
     const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
     limits.classes[kWideDecode] = class_of(std::type_identity<WideDecode>());
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
@@ -129,9 +132,8 @@ struct Family {
       limits.classes[c].head_lanes = head_lanes(key, limits.classes[c]);
     }
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
-    limits.classes[kDecode].invariant_max_pieces = std::clamp(
-        256 * limits.classes[kDecode].tile_heads / static_cast<std::int32_t>(key.num_kv_heads), 16,
-        64);
+    limits.classes[kDecode].invariant_max_pieces =
+        std::clamp(256 / static_cast<std::int32_t>(key.num_kv_heads), 16, 64);
     // Its start and end, queries and results of many rows, take as long as 8 blocks.
     limits.classes[kPrefill].tile_cost = 8;
     // Its partials are wide: fewer of them.
