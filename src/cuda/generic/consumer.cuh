@@ -234,11 +234,14 @@ class Consumer {
                         first_key < p.context_len + params_.qq_bias_size;
     const bool ruled = always_ruled_ || biased || !(p.score_scale[head_] > 0.0F);
     std::uint32_t hidden[Grid::kRowTiles] = {};
+    // One jump over everything where there is nothing to do: each is a long one.
+    if (ruled || masked) {
 #pragma unroll
-    for (int m = 0; m < Grid::kRowTiles; ++m) {
-      const RowsByKeys<kSliceKeys> at{first_row_ + m * kMmaRows, first_key};
-      if (ruled) apply_rules(params_, p, at, scores[m], hidden[m]);
-      if (masked) apply_mask(p, at, scores[m], hidden[m]);
+      for (int m = 0; m < Grid::kRowTiles; ++m) {
+        const RowsByKeys<kSliceKeys> at{first_row_ + m * kMmaRows, first_key};
+        if (ruled) apply_rules(params_, p, at, scores[m], hidden[m]);
+        if (masked) apply_mask(p, at, scores[m], hidden[m]);
+      }
     }
     weigh(scores, ruled);
     const bool by_element = (masked || biased) && clear_and_inspect(boxes, block.begin - first_key,
