@@ -26,8 +26,8 @@ template <class T>
 __device__ inline void write_lse(const AttendKernelParams& params,
                                  const typename Shared<T>::Piece& piece, std::int32_t row,
                                  float lse) {
-  const RowPlace place = row_place(piece.first_token, piece.kv_head + row / T::kHeadRows,
-                                   params.schedule.group, piece.first_row + row % T::kHeadRows);
+  const RowPlace place = row_place(piece.first_token, piece.kv_head + piece.head_of(row),
+                                   params.schedule.group, piece.first_row + piece.row_in_head(row));
   params.lse[place.head * params.lse_stride_head + place.token * params.lse_stride_token] = lse;
 }
 
@@ -160,7 +160,7 @@ class Finish {
     const core::SoftmaxEnd end = core::finish(state, piece_.sink[row]);
     if (writes && params_.lse != nullptr) write_lse<T>(params_, piece_, row, end.lse);
     return {params_.output.data + at,
-            end.empty ? 0.0F : weight * end.factor * piece_.value_scale[Piece::head_of(row)]};
+            end.empty ? 0.0F : weight * end.factor * piece_.value_scale[piece_.head_of(row)]};
   }
 
   // Each warp gets the sums of its own columns from the others with its rows, kMergeTiles tiles at

@@ -1,8 +1,8 @@
 // Cut tiles are merged by the blocks that had their parts, in an order that depends on the plan
-// alone. Of a tile in few parts, the block that leaves the last partial merges all rows. Of one in
-// many, whose blocks all end at about the same time, each merges some rows as soon as the last
-// partial is there. Another kernel would wait for the slowest block, and then for its own
-// instructions and for what says which tiles are cut.
+// alone. The block that leaves the last partial merges all rows; of a tile in many parts, whose
+// blocks all end at about the same time, or of more rows than a block merges at once, each merges
+// some rows as soon as the last partial is there. Another kernel would wait for the slowest block,
+// and then for its own instructions and for what says which tiles are cut.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -114,9 +114,9 @@ class TileMerge {
     float sum;
   };
   static_assert(Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
-  // All blocks of a tile merge it together, row by row, where none has more rows than that.
+  // A tile is merged row by row, each by a whole block, where no block has more rows than that.
   static constexpr std::int32_t kMostRowsOfBlock = 2;
-  // Else a block has as many rows at a time.
+  // Groups of lanes of a block, each of which else has a row at a time.
   static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
   static constexpr int kPartsBarrier = 2;
   static constexpr int kMetBarrier = 6;  // after those of warpgroups
@@ -212,8 +212,8 @@ class TileMerge {
            2 * (piece.first_worker + share * lanes) + (share == 0 ? 1 : 0);
   }
 
-  // This block's rows of a tile, of all its KV heads. If it is for all blocks, a block has one row
-  // at a time, whose parts its groups of lanes divide; else a warp has kGroups rows, each for one
+  // This block's rows of a tile, of all its KV heads. Where there are many parts, it has one row at
+  // a time, whose parts its groups of lanes divide; else a warp has kGroups rows, each for one
   // group.
   __device__ void merge_tile(const CutPiece& piece, int list) const {
     const std::int32_t parts = piece.parts;

@@ -24,6 +24,7 @@ template <class T>
 class Producer {
  public:
   using Grid = typename T::Grid;
+  using Piece = typename Shared<T>::Piece;
   // A warp that copies rows arrives with one lane at first, and with all when its copies have
   // landed.
   static constexpr std::uint32_t kWarpArrivals = kWarp + 1;
@@ -294,16 +295,16 @@ class Producer {
     const std::int32_t end = T::kHeads > 1 ? Grid::kRows : rows;
     for (std::int32_t first = (warp_ - 1) * kRows; first < end; first += kQueryWarps * kRows) {
       const std::int32_t row = first + lane_;
-      const std::int32_t index = piece.tile.first_row + row % T::kHeadRows;
+      const std::int32_t index = piece.tile.first_row + Piece::row_in_head(row);
       const std::int64_t token = std::int64_t{first_token} + index / group;
       const std::int64_t head =
-          (std::int64_t{piece.tile.kv_head} + row / T::kHeadRows) * group + index % group;
+          (std::int64_t{piece.tile.kv_head} + Piece::head_of(row)) * group + index % group;
       const std::byte* from =
           params_.query.data +
           (token * params_.query.stride_token + head * params_.query.stride_head) * element;
       copy_rows<kRows, T::kHeadSizeQk * 2>(
-          from, params_.head_size_qk * element, row < Grid::kRows && row % T::kHeadRows < rows, 0,
-          [&](int at, int chunk) {
+          from, params_.head_size_qk * element, row < Grid::kRows && Piece::row_in_head(row) < rows,
+          0, [&](int at, int chunk) {
             return to + static_cast<std::uint32_t>((first + at) * T::kQueryPitch + chunk * 16);
           });
     }
@@ -314,18 +315,18 @@ class Producer {
     query_.advance(depth_.query_buffers);
   }
 
-  __device__ void describe(const plan::Piece& piece, typename Shared<T>::Piece& info) {
+  __device__ void describe(const plan::Piece& piece, Piece& info) {
     const plan::ScheduleView& schedule = params_.schedule;
     const core::SeqMask seq = plan::seq_mask(schedule, piece.seq);
     const std::int32_t first_token = schedule.tables.query_start_loc[piece.seq];
     for (std::int32_t row = lane_; row < Grid::kRows; row += kWarp) {
       core::RowKeys keys;
       std::int64_t output_at = -1;
-      const std::int32_t in_head = row % T::kHeadRows;
+      const std::int32_t in_head = Piece::row_in_head(row);
       if (in_head < piece.tile.num_rows) {
         const std::int32_t index = piece.tile.first_row + in_head;
         const std::int32_t query = index / schedule.group;
-        const std::int32_t head = (piece.tile.kv_head + row / T::kHeadRows) * schedule.group +
+        const std::int32_t head = (piece.tile.kv_head + Piece::head_of(row)) * schedule.group +
                                   (index - query * schedule.group);
         keys = seq.query_len == 1 ? piece.tile.keys : core::row_keys(schedule.mask, seq, query);
         if (params_.alibi_slopes.data != nullptr) {

@@ -79,7 +79,7 @@ __device__ inline void apply_rules(const AttendKernelParams& p, const Piece& pie
   for (int h = 0; h < 2; ++h) {
     const std::int32_t r = at.row(h);
     const std::int32_t token =
-        (piece.first_row + r % Piece::kHeadRows) / p.schedule.group;  // within the sequence
+        (piece.first_row + piece.row_in_head(r)) / p.schedule.group;  // within the sequence
     const float slope = piece.slope[r] * kLog2E;
     // The score of key 8 n + i, its offset from context_len.
     const auto for_each = [&](auto&& fn) {
@@ -89,7 +89,7 @@ __device__ inline void apply_rules(const AttendKernelParams& p, const Piece& pie
         for (int i = 0; i < 2; ++i) fn(s[n][2 * h + i], at.key(n, i) - piece.context_len, n, i);
       }
     };
-    const float scale = piece.score_scale[Piece::head_of(at.first_row)] * piece.query_factor[r] *
+    const float scale = piece.score_scale[piece.head_of(at.first_row)] * piece.query_factor[r] *
                         (cap > 0.0F ? 1.0F : kLog2E);
     for_each([&](float& x, std::int32_t, int, int) { x *= scale; });
     if (cap > 0.0F) {

@@ -168,7 +168,8 @@ template <int kRows, int kHeads>
 struct alignas(16) PieceInfo {
   static constexpr int kHeadRows = kRows / kHeads;
   DIFFKV_HD static constexpr int head_of(int row) { return row / kHeadRows; }
-  DIFFKV_HD bool has(int row) const { return row % kHeadRows < num_rows; }
+  DIFFKV_HD static constexpr int row_in_head(int row) { return row % kHeadRows; }
+  DIFFKV_HD bool has(int row) const { return row_in_head(row) < num_rows; }
 
   std::int64_t partial_row;  // of its first row, if it has a slot
   std::int32_t kv_head;      // the first
