@@ -77,7 +77,7 @@ bool encode(PlaneMap& plane, const AttendKernelParams& params, const PlaneParams
       slab_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   return encode_tiled()(&plane.map, type, 5, const_cast<std::byte*>(from.data), dims, strides, box,
                         steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 

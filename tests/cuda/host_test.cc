@@ -248,7 +248,7 @@ TEST(CudaHost, LittleSharedMemoryLeavesOutTheLargestInstanceOfTwoBytes) {
 }
 
 template <int kHeadSizeV>
-void expect_one_prefill_kernel() {
+void expect_one_kernel_of_each_size() {
   using Prefill = mma::Tile<mma::PrefillGrid, DType::kBF16, 64, kHeadSizeV>;
   using Tall = mma::Tile<mma::TallPrefillGrid, DType::kBF16, 64, kHeadSizeV>;
   using Group = mma::Tile<mma::GroupPrefillGrid, DType::kBF16, 64, kHeadSizeV>;
@@ -256,11 +256,14 @@ void expect_one_prefill_kernel() {
   using Fp8Tall = mma::Tile<mma::TallPrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
   using Fp8Group = mma::Tile<mma::GroupPrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
   using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Long = mma::Tile<mma::LongWideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Decode = mma::Tile<mma::DecodeGrid<kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
   using Heads = mma::Tile<mma::HeadsDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   for (const int major : {8, 9, 10, 12}) {
     SCOPED_TRACE(major);
-    EXPECT_TRUE(mma::has_kernel<Wide>(major));
+    const bool long_wide = (major == 9 || major == 10) && kHeadSizeV <= 128;
+    EXPECT_EQ(mma::has_kernel<Long>(major), long_wide);
+    EXPECT_EQ(mma::has_kernel<Wide>(major), !long_wide);
     EXPECT_TRUE(mma::has_kernel<Decode>(major));
     EXPECT_EQ(mma::has_kernel<Heads>(major), major >= 9 && kHeadSizeV <= 128);
     const bool hopper = major == 9 && kHeadSizeV <= 128;
@@ -273,10 +276,10 @@ void expect_one_prefill_kernel() {
   }
 }
 
-TEST(CudaHost, EveryArchitectureHasOneKernelForPrefill) {
-  expect_one_prefill_kernel<64>();
-  expect_one_prefill_kernel<128>();
-  expect_one_prefill_kernel<256>();
+TEST(CudaHost, EveryArchitectureHasOneKernelOfEachSize) {
+  expect_one_kernel_of_each_size<64>();
+  expect_one_kernel_of_each_size<128>();
+  expect_one_kernel_of_each_size<256>();
 }
 
 TEST(CudaHost, TheFp32KernelsClassesFitTheGpu) {

@@ -68,6 +68,7 @@ struct Family {
   using Decode = TileOf<DecodeGrid<kHeadSizeV>>;
   using HeadsDecode = TileOf<HeadsDecodeGrid>;
   using WideDecode = TileOf<WideDecodeGrid>;
+  using LongWideDecode = TileOf<LongWideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
   using TallPrefill = TileOf<TallPrefillGrid>;
   using GroupPrefill = TileOf<GroupPrefillGrid>;
@@ -83,14 +84,19 @@ struct Family {
     return false;
   }
 
-  // Calls fn with the tile, as std::type_identity, that prefill takes on a GPU, which is the
-  // current one.
+  // Calls fn with the tile, as std::type_identity, that speculative decode, or prefill, takes on a
+  // GPU, which is the current one.
+  template <class Fn>
+  static auto with_wide(const Gpu& gpu, Fn&& fn) {
+    if (can_run<LongWideDecode>(gpu)) return fn(std::type_identity<LongWideDecode>());
+    return fn(std::type_identity<WideDecode>());
+  }
   template <class Fn>
   static auto with_prefill(const Gpu& gpu, Fn&& fn) {
     if (can_run<GroupPrefill>(gpu)) return fn(std::type_identity<GroupPrefill>());
     if (can_run<TallPrefill>(gpu)) return fn(std::type_identity<TallPrefill>());
     if (can_run<Prefill>(gpu)) return fn(std::type_identity<Prefill>());
-    return fn(std::type_identity<WideDecode>());
+    return with_wide(gpu, fn);
   }
 
   template <class T>
@@ -123,7 +129,7 @@ struct Family {
         many && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu);
     limits.classes[kDecode] = heads ? tile_class<HeadsDecode>(gpu) : tile_class<Decode>(gpu);
     const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
-    limits.classes[kWideDecode] = class_of(std::type_identity<WideDecode>());
+    limits.classes[kWideDecode] = with_wide(gpu, class_of);
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
     // A tile's end costs as much as reading one and a half blocks.
     for (const std::int32_t c : {kDecode, kWideDecode}) {
@@ -154,7 +160,7 @@ struct Family {
         }
         return launch(std::type_identity<Decode>());
       case kWideDecode:
-        return launch(std::type_identity<WideDecode>());
+        return with_wide(gpu, launch);
       default:
         return with_prefill(gpu, launch);
     }

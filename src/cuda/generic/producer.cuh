@@ -54,8 +54,6 @@ class Producer {
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp - Grid::kConsumers),
         boxes_(by_boxes(maps)),
         box_keys_(boxes_ ? maps.box_keys : 1),
-        policy_(ptx::cache_policy(T::Grid::kRows <= kMmaRows &&
-                                  params.schedule.limits.classes[tile_class].head_lanes == 1)),
         key_in_block_(boxes_ ? lane_ * box_keys_
                              : lane_ / Grid::kProducerKeys * Grid::kWarpKeys +
                                    warp_ * Grid::kProducerKeys + lane_ % Grid::kProducerKeys) {}
@@ -168,7 +166,7 @@ class Producer {
   // Until fewer slices are under way than may be.
   __device__ void wait_for_copies() {
     const std::int32_t slices = depth_.stages * Grid::kKeyWarps;
-    if (under_way_ < min(Grid::kSlicesUnderWay, slices)) {
+    if (under_way_ < min(T::kSlicesUnderWay, slices)) {
       ++under_way_;
       return;
     }
@@ -190,7 +188,7 @@ class Producer {
     constexpr int kBoxes = Grid::kWarpKeys / kLeastBoxKeys;  // of a slice
 #pragma unroll 1
     for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
-      if constexpr (Grid::kSlicesUnderWay > 0) wait_for_copies();
+      if constexpr (Grid::kLimitsCopies) wait_for_copies();
       ptx::Barrier* full = open(load, slice);
       const std::uint32_t in_slice = lanes >> (slice * kBoxes) & ((1U << kBoxes) - 1U);
       if (lane_ == 0) {
@@ -212,7 +210,7 @@ class Producer {
       for (std::int32_t i = 0; i < plane.copies; ++i) {
         ptx::copy_box(to + static_cast<std::uint32_t>(head * head_bytes + i * T::kSlabBytes),
                       &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
-                      load.kv_head + head, page, full, policy_);
+                      load.kv_head + head, page, full);
       }
     }
   }
@@ -389,14 +387,11 @@ class Producer {
   const std::int32_t warp_;  // among the producers
   const bool boxes_;
   const std::int32_t box_keys_;  // 1 where rows are copied one by one
-  // A decode tile is all that reads its keys. Where several heads are read side by side that does
-  // not pay.
-  const std::uint64_t policy_;
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;
   std::int32_t under_way_ = 0;
-  RingPosition landing_;        // the slice that is under way longest, of kSlicesUnderWay
+  RingPosition landing_;        // the slice that is under way longest, where copies are limited
   std::int32_t cut_tiles_ = 0;  // whose first pieces were this worker's; lane 0 of warp 1
 };
 

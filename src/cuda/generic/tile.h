@@ -33,8 +33,9 @@ template <int kRowWarpsValue, int kKeyWarpsValue, int kRowTilesValue, int kBlock
           int kProducersValue, int kBlocksPerSmValue, bool kWarpgroupsValue = false>
 struct WarpGrid {
   static constexpr bool kWarpgroups = kWarpgroupsValue;
-  // Slices of stages whose copies are under way at a time; 0: as many as there is room for.
-  static constexpr int kSlicesUnderWay = 0;
+  // Whether no more copies are under way at a time than keep the memory busy, or all that there is
+  // room for.
+  static constexpr bool kLimitsCopies = false;
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
   static constexpr int kRowTiles = kRowTilesValue;
@@ -57,18 +58,21 @@ struct WarpGrid {
 // short, one computes while the other starts or ends a tile. Sums of more than 128 columns
 // leave no registers for a second one.
 template <int kHeadSizeV>
-using DecodeGrid = WarpGrid<1, 4, 1, 64, 2, kHeadSizeV <= 128 ? 2 : 1>;
+struct DecodeGrid : WarpGrid<1, 4, 1, 64, 2, kHeadSizeV <= 128 ? 2 : 1> {
+  static constexpr bool kLimitsCopies = true;
+};
 // The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
 // stretch of memory, which is read in longer bursts than four blocks would.
 struct HeadsDecodeGrid : WarpGrid<4, 2, 1, 32, 2, 1> {
   static constexpr int kHeads = 4;
-  static constexpr int kSlicesUnderWay = 2;
+  static constexpr bool kLimitsCopies = true;
 };
-// Up to 4 tokens of a group of 16. Stages deep enough to compute evenly hold more copies than the
-// memory needs to be busy. What is asked for beyond that waits in a queue, and instructions behind
-// it; and SMs that are served first end first.
-struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
-  static constexpr int kSlicesUnderWay = 3;
+// Up to 4 tokens of a group of 16.
+using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1>;
+// The same with longer blocks, so that more of the instructions are products; needs the shared
+// memory of sm_90 or sm_100.
+struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
+  static constexpr bool kLimitsCopies = true;
 };
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 // Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
@@ -80,13 +84,18 @@ using GroupPrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
 // Whether code for compute capability `major`.x has the kernel of a tile; the others' are empty.
 // What the compiler leaves out and what the host launches both follow from this.
 inline constexpr int kHopper = 9;
+inline constexpr int kBlackwell = 10;
 template <class T>
 DIFFKV_HD constexpr bool has_kernel(int major) {
   const bool hopper = major == kHopper && T::kHeadSizeV <= 128;
   const bool groups = hopper && !T::kFp8;
   const bool tall = hopper && T::kFp8;
   if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
+  const bool long_wide = (major == kHopper || major == kBlackwell) && T::kHeadSizeV <= 128;
   if (T::Grid::kWarpgroups) return groups;
+  if (T::Grid::kRows == WideDecodeGrid::kRows) {
+    return (T::Grid::kBlockKeys == LongWideDecodeGrid::kBlockKeys) == long_wide;
+  }
   if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
   if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
   return true;
@@ -131,6 +140,14 @@ struct Tile {
   static constexpr int kValuesInGroup = kHeads * kKeyHeadBytes;
   static constexpr int kGroupBytes = kValuesInGroup + kHeads * kValueHeadBytes;
   static constexpr int kStageBytes = Grid::kBlockKeys / kGroupKeys * kGroupBytes;
+  // Slices of stages whose copies are under way at a time. What is asked for beyond what keeps the
+  // memory busy waits in a queue, and instructions behind it; and SMs that are served first end
+  // first.
+  static constexpr int kBytesUnderWay = 80 * 1024 / Grid::kBlocksPerSm;
+  static constexpr int kSlicesUnderWay =
+      kBytesUnderWay * Grid::kKeyWarps < 2 * kStageBytes
+          ? 2
+          : kBytesUnderWay * Grid::kKeyWarps / kStageBytes;
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
   // Of the sums that warps with the same rows exchange at a time: kMergeTiles tiles of 16 x 8.
