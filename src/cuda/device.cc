@@ -28,6 +28,9 @@ Gpu describe(int index) {
   gpu.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   gpu.shared_bytes_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
   gpu.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
+  // Two transfers a clock of so many kHz, so many bits wide.
+  gpu.memory_rate = 2e3 * attribute(cudaDevAttrMemoryClockRate, index) *
+                    attribute(cudaDevAttrGlobalMemoryBusWidth, index) / 8;
   return gpu;
 }
 

@@ -27,6 +27,7 @@ struct Gpu {
   int shared_bytes_per_block = 0;  // with opt-in
   int shared_bytes_per_sm = 0;
   std::int64_t memory_bytes = 0;
+  double memory_rate = 0.0;  // bytes/s by clock and width; 0 if unknown
 
   int capability() const { return 10 * major + minor; }
 };

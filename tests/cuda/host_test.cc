@@ -248,7 +248,7 @@ TEST(CudaHost, LittleSharedMemoryLeavesOutTheLargestInstanceOfTwoBytes) {
 }
 
 template <int kHeadSizeV>
-void expect_one_kernel_of_each_size() {
+void expect_kernels() {
   using Prefill = mma::Tile<mma::PrefillGrid, DType::kBF16, 64, kHeadSizeV>;
   using Tall = mma::Tile<mma::TallPrefillGrid, DType::kBF16, 64, kHeadSizeV>;
   using Group = mma::Tile<mma::GroupPrefillGrid, DType::kBF16, 64, kHeadSizeV>;
@@ -258,14 +258,15 @@ void expect_one_kernel_of_each_size() {
   using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Long = mma::Tile<mma::LongWideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Decode = mma::Tile<mma::DecodeGrid<kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
-  using Heads = mma::Tile<mma::HeadsDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Heads = mma::Tile<mma::HeadsDecodeGrid<false>, DType::kBF16, 64, kHeadSizeV>;
+  using Fp8Heads = mma::Tile<mma::HeadsDecodeGrid<true>, DType::kE4M3, 64, kHeadSizeV>;
   for (const int major : {8, 9, 10, 12}) {
     SCOPED_TRACE(major);
-    const bool long_wide = (major == 9 || major == 10) && kHeadSizeV <= 128;
-    EXPECT_EQ(mma::has_kernel<Long>(major), long_wide);
-    EXPECT_EQ(mma::has_kernel<Wide>(major), !long_wide);
+    EXPECT_TRUE(mma::has_kernel<Wide>(major));
+    EXPECT_EQ(mma::has_kernel<Long>(major), (major == 9 || major == 10) && kHeadSizeV <= 128);
     EXPECT_TRUE(mma::has_kernel<Decode>(major));
     EXPECT_EQ(mma::has_kernel<Heads>(major), major >= 9 && kHeadSizeV <= 128);
+    EXPECT_EQ(mma::has_kernel<Fp8Heads>(major), mma::has_kernel<Heads>(major));
     const bool hopper = major == 9 && kHeadSizeV <= 128;
     EXPECT_EQ(mma::has_kernel<Prefill>(major), !hopper);
     EXPECT_EQ(mma::has_kernel<Group>(major), hopper);
@@ -276,10 +277,10 @@ void expect_one_kernel_of_each_size() {
   }
 }
 
-TEST(CudaHost, EveryArchitectureHasOneKernelOfEachSize) {
-  expect_one_kernel_of_each_size<64>();
-  expect_one_kernel_of_each_size<128>();
-  expect_one_kernel_of_each_size<256>();
+TEST(CudaHost, EveryArchitectureHasItsKernels) {
+  expect_kernels<64>();
+  expect_kernels<128>();
+  expect_kernels<256>();
 }
 
 TEST(CudaHost, TheFp32KernelsClassesFitTheGpu) {

@@ -33,6 +33,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     for (std::int32_t i = 0; i < depth.query_buffers; ++i) {
       ptx::init(shared.query_full + i, Producer<T>::kQueryArrivals);
       ptx::init(shared.query_empty + i, T::Grid::kConsumers);
+      ptx::init(shared.described + i, 1);
     }
     ptx::fence_barrier_init();
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};

@@ -66,7 +66,7 @@ struct Family {
   template <class Grid>
   using TileOf = Tile<Grid, kStored, kHeadSizeQk, kHeadSizeV>;
   using Decode = TileOf<DecodeGrid<kHeadSizeV>>;
-  using HeadsDecode = TileOf<HeadsDecodeGrid>;
+  using HeadsDecode = TileOf<HeadsDecodeGrid<is_fp8(kStored)>>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using LongWideDecode = TileOf<LongWideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
@@ -88,7 +88,9 @@ struct Family {
   // GPU, which is the current one.
   template <class Fn>
   static auto with_wide(const Gpu& gpu, Fn&& fn) {
-    if (can_run<LongWideDecode>(gpu)) return fn(std::type_identity<LongWideDecode>());
+    if (gpu.memory_rate > kFastMemory && can_run<LongWideDecode>(gpu)) {
+      return fn(std::type_identity<LongWideDecode>());
+    }
     return fn(std::type_identity<WideDecode>());
   }
   template <class Fn>

@@ -31,8 +31,10 @@ class Producer {
   static constexpr std::uint32_t kRowArrivals = Grid::kProducers * kWarpArrivals;
   static constexpr std::int32_t kQueryWarps = Grid::kProducers - 1;
   static constexpr std::uint32_t kQueryArrivals = kQueryWarps * kWarpArrivals;
+  static constexpr int kQueryRows = Grid::kRows < kWarp ? Grid::kRows : kWarp;  // of a warp at once
 
-  static constexpr int kDescriber = 1;  // the warp that says what the pieces are
+  // The warp that says what the pieces are; of tiles of few rows it has no queries to copy.
+  static constexpr int kDescriber = Grid::kProducers - 1;
 
   static __device__ bool by_boxes(const KvMaps& maps) { return ptx::kTensorCopies && maps.usable; }
 
@@ -188,7 +190,7 @@ class Producer {
     constexpr int kBoxes = Grid::kWarpKeys / kLeastBoxKeys;  // of a slice
 #pragma unroll 1
     for (int slice = 0; slice < Grid::kKeyWarps; ++slice) {
-      if constexpr (Grid::kLimitsCopies) wait_for_copies();
+      if constexpr (Grid::kBytesUnderWay > 0) wait_for_copies();
       ptx::Barrier* full = open(load, slice);
       const std::uint32_t in_slice = lanes >> (slice * kBoxes) & ((1U << kBoxes) - 1U);
       if (lane_ == 0) {
@@ -274,11 +276,26 @@ class Producer {
     }
   }
 
-  // Loads a piece's queries and tells the consumers what it is.
+  // Loads a piece's queries and tells the consumers what it is: first what its first block needs.
   __device__ void start_piece(const plan::Piece& piece) {
     const std::int32_t buffer = query_.index;
     ptx::Barrier* full = shared_.query_full + buffer;
     ptx::wait(shared_.query_empty + buffer, query_.parity ^ 1U);
+    if ((warp_ - 1) * kQueryRows < Grid::kRows) copy_queries(piece, buffer);
+    ptx::arrive_after_copies(full);
+    Piece& info = shared_.pieces[buffer];
+    if (warp_ == kDescriber) describe_keys(piece, info);
+    __syncwarp();
+    if (lane_ == 0) ptx::arrive(full);
+    if (warp_ == kDescriber) {
+      describe_end(piece, info);
+      __syncwarp();
+      if (lane_ == 0) ptx::arrive(shared_.described + buffer);
+    }
+    query_.advance(depth_.query_buffers);
+  }
+
+  __device__ void copy_queries(const plan::Piece& piece, std::int32_t buffer) const {
     const std::int32_t first_token = params_.schedule.tables.query_start_loc[piece.seq];
     const std::int32_t group = params_.schedule.group;
     // Rows of tokens that are not computed are the sequence's last ones.
@@ -289,9 +306,9 @@ class Producer {
     const std::int32_t element = T::kFp8 && params_.query.dtype == DType::kE4M3 ? 1 : 2;
     const std::uint32_t to =
         ptx::shared_address(shared_.queries) + static_cast<std::uint32_t>(buffer * T::kQueryBytes);
-    constexpr int kRows = Grid::kRows < kWarp ? Grid::kRows : kWarp;  // at a time
     const std::int32_t end = T::kHeads > 1 ? Grid::kRows : rows;
-    for (std::int32_t first = (warp_ - 1) * kRows; first < end; first += kQueryWarps * kRows) {
+    for (std::int32_t first = (warp_ - 1) * kQueryRows; first < end;
+         first += kQueryWarps * kQueryRows) {
       const std::int32_t row = first + lane_;
       const std::int32_t index = piece.tile.first_row + Piece::row_in_head(row);
       const std::int64_t token = std::int64_t{first_token} + index / group;
@@ -300,36 +317,71 @@ class Producer {
       const std::byte* from =
           params_.query.data +
           (token * params_.query.stride_token + head * params_.query.stride_head) * element;
-      copy_rows<kRows, T::kHeadSizeQk * 2>(
+      copy_rows<kQueryRows, T::kHeadSizeQk * 2>(
           from, params_.head_size_qk * element, row < Grid::kRows && Piece::row_in_head(row) < rows,
           0, [&](int at, int chunk) {
             return to + static_cast<std::uint32_t>((first + at) * T::kQueryPitch + chunk * 16);
           });
     }
-    ptx::arrive_after_copies(full);
-    if (warp_ == kDescriber) describe(piece, shared_.pieces[buffer]);
-    __syncwarp();
-    if (lane_ == 0) ptx::arrive(full);
-    query_.advance(depth_.query_buffers);
   }
 
-  __device__ void describe(const plan::Piece& piece, Piece& info) {
+  // What each row sees, and what its scores are made with. Consumers wait for it.
+  __device__ void describe_keys(const plan::Piece& piece, Piece& info) const {
     const plan::ScheduleView& schedule = params_.schedule;
-    const core::SeqMask seq = plan::seq_mask(schedule, piece.seq);
-    const std::int32_t first_token = schedule.tables.query_start_loc[piece.seq];
+    const plan::Tile& tile = piece.tile;
+    const std::int32_t token = tile.first_row / schedule.group;
+    // All that a row of one token sees is what its tile walks, but for ranges that overlap.
+    const bool one_token = (tile.first_row + tile.num_rows - 1) / schedule.group == token &&
+                           schedule.mm_ranges == nullptr;
+    const bool has_slopes = params_.alibi_slopes.data != nullptr;
+    core::SeqMask seq;
+    if (!one_token || has_slopes || params_.qq_bias != nullptr) {
+      seq = plan::seq_mask(schedule, piece.seq);
+    }
+#pragma unroll 1
     for (std::int32_t row = lane_; row < Grid::kRows; row += kWarp) {
       core::RowKeys keys;
+      const std::int32_t in_head = Piece::row_in_head(row);
+      if (in_head < tile.num_rows) {
+        const std::int32_t index = tile.first_row + in_head;
+        const std::int32_t query = index / schedule.group;
+        keys = one_token ? tile.keys : core::row_keys(schedule.mask, seq, query);
+        if (has_slopes) {
+          info.slope[row] =
+              scale_at(params_.alibi_slopes, (tile.kv_head + Piece::head_of(row)) * schedule.group +
+                                                 (index - query * schedule.group));
+        }
+      }
+      info.query_factor[row] = 1.0F;
+      info.prefix_end[row] = keys.prefix_end;
+      info.begin[row] = keys.begin;
+      info.end[row] = keys.end;
+    }
+    if (lane_ < T::kHeads) {
+      info.score_scale[lane_] = score_scale(params_, tile.kv_head + lane_);
+    }
+    if (lane_ == 0) {
+      info.one_token = one_token;
+      info.first_row = tile.first_row;
+      info.num_rows = tile.num_rows;
+      info.context_len = static_cast<std::int32_t>(seq.context_len());
+    }
+  }
+
+  // What becomes of its rows at its end.
+  __device__ void describe_end(const plan::Piece& piece, Piece& info) {
+    const plan::ScheduleView& schedule = params_.schedule;
+    const plan::Tile& tile = piece.tile;
+    const std::int32_t first_token = schedule.tables.query_start_loc[piece.seq];
+#pragma unroll 1
+    for (std::int32_t row = lane_; row < Grid::kRows; row += kWarp) {
       std::int64_t output_at = -1;
       const std::int32_t in_head = Piece::row_in_head(row);
-      if (in_head < piece.tile.num_rows) {
-        const std::int32_t index = piece.tile.first_row + in_head;
+      if (in_head < tile.num_rows) {
+        const std::int32_t index = tile.first_row + in_head;
         const std::int32_t query = index / schedule.group;
-        const std::int32_t head = (piece.tile.kv_head + Piece::head_of(row)) * schedule.group +
+        const std::int32_t head = (tile.kv_head + Piece::head_of(row)) * schedule.group +
                                   (index - query * schedule.group);
-        keys = seq.query_len == 1 ? piece.tile.keys : core::row_keys(schedule.mask, seq, query);
-        if (params_.alibi_slopes.data != nullptr) {
-          info.slope[row] = scale_at(params_.alibi_slopes, head);
-        }
         info.sink[row] = params_.sinks.data == nullptr
                              ? core::kNegInf
                              : core::load_element(params_.sinks.dtype, params_.sinks.data,
@@ -340,10 +392,6 @@ class Producer {
         }
       }
       info.output_at[row] = output_at;
-      info.query_factor[row] = 1.0F;
-      info.prefix_end[row] = keys.prefix_end;
-      info.begin[row] = keys.begin;
-      info.end[row] = keys.end;
     }
     if (lane_ == 0) {
       if (piece.slot >= 0) {
@@ -352,29 +400,25 @@ class Producer {
         cut_tiles_ += piece.first() ? 1 : 0;
         shared_.cut_pieces[piece.first() ? 1 : 0] = {
             piece.end_block - piece.begin_block,
-            piece.tile.num_blocks,
+            tile.num_blocks,
             piece.seq,
             piece.line_index,
-            piece.first_share * lanes + piece.tile.head_group % lanes,
+            piece.first_share * lanes + tile.head_group % lanes,
             piece.slot,
             first_token,
-            piece.tile.kv_head,
-            piece.tile.first_row,
-            piece.tile.num_rows,
+            tile.kv_head,
+            tile.first_row,
+            tile.num_rows,
             CutPiece::kNobody,
             0,
             0};
       }
-      info.kv_head = piece.tile.kv_head;
-      info.first_row = piece.tile.first_row;
-      info.num_rows = piece.tile.num_rows;
+      info.kv_head = tile.kv_head;
       info.slot = piece.slot;
-      info.context_len = static_cast<std::int32_t>(seq.context_len());
       info.first_token = first_token;
     }
     if (lane_ < T::kHeads) {
-      info.score_scale[lane_] = score_scale(params_, piece.tile.kv_head + lane_);
-      info.value_scale[lane_] = scale_at(params_.v_scale, piece.tile.kv_head + lane_);
+      info.value_scale[lane_] = scale_at(params_.v_scale, tile.kv_head + lane_);
     }
   }
 
@@ -392,7 +436,7 @@ class Producer {
   RingPosition query_;
   std::int32_t under_way_ = 0;
   RingPosition landing_;        // the slice that is under way longest, where copies are limited
-  std::int32_t cut_tiles_ = 0;  // whose first pieces were this worker's; lane 0 of warp 1
+  std::int32_t cut_tiles_ = 0;  // whose first pieces were this worker's; lane 0 of the describer
 };
 
 }  // namespace diffkv::cuda::mma

@@ -28,6 +28,7 @@ struct Shared {
     stage_empty = stage_full + SharedLayout<T>::kSlices;
     query_full = stage_empty + SharedLayout<T>::kSlices;
     query_empty = query_full + kMaxQueryBuffers;
+    described = query_empty + kMaxQueryBuffers;
     cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
     part_shares = reinterpret_cast<std::uint16_t*>(base + layout.part_shares);
     began = reinterpret_cast<long long*>(base + layout.began);
@@ -45,6 +46,7 @@ struct Shared {
   ptx::Barrier* stage_empty;
   ptx::Barrier* query_full;
   ptx::Barrier* query_empty;
+  ptx::Barrier* described;  // a piece, with what its end needs
   CutPiece* cut_pieces;  // [2]: one that the share starts with, one that it ends with
   // [2, kMostParts]: of those pieces' tiles, the shares that have a part, counted from the first.
   std::uint16_t* part_shares;

@@ -33,9 +33,10 @@ template <int kRowWarpsValue, int kKeyWarpsValue, int kRowTilesValue, int kBlock
           int kProducersValue, int kBlocksPerSmValue, bool kWarpgroupsValue = false>
 struct WarpGrid {
   static constexpr bool kWarpgroups = kWarpgroupsValue;
-  // Whether no more copies are under way at a time than keep the memory busy, or all that there is
-  // room for.
-  static constexpr bool kLimitsCopies = false;
+  // Bytes whose copies are under way at a time; 0: as many as there is room for. What is asked for
+  // beyond what keeps the memory busy waits in a queue, and instructions behind it; and SMs that
+  // are served first end first.
+  static constexpr int kBytesUnderWay = 0;
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
   static constexpr int kRowTiles = kRowTilesValue;
@@ -59,21 +60,27 @@ struct WarpGrid {
 // leave no registers for a second one.
 template <int kHeadSizeV>
 struct DecodeGrid : WarpGrid<1, 4, 1, 64, 2, kHeadSizeV <= 128 ? 2 : 1> {
-  static constexpr bool kLimitsCopies = true;
+  static constexpr int kBytesUnderWay = (kHeadSizeV <= 128 ? 40 : 80) * 1024;
 };
 // The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
-// stretch of memory, which is read in longer bursts than four blocks would.
-struct HeadsDecodeGrid : WarpGrid<4, 2, 1, 32, 2, 1> {
+// stretch of memory, which is read in longer bursts than four blocks would. Keys of half the bytes
+// are computed twice as many at a time.
+template <bool kFp8>
+struct HeadsDecodeGrid : WarpGrid<4, 2, 1, kFp8 ? 64 : 32, 4, 1> {
   static constexpr int kHeads = 4;
-  static constexpr bool kLimitsCopies = true;
+  static constexpr int kBytesUnderWay = 80 * 1024;
 };
 // Up to 4 tokens of a group of 16.
-using WideDecodeGrid = WarpGrid<4, 2, 1, 64, 4, 1>;
-// The same with longer blocks, so that more of the instructions are products; needs the shared
-// memory of sm_90 or sm_100.
-struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
-  static constexpr bool kLimitsCopies = true;
+struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
+  static constexpr int kBytesUnderWay = 60 * 1024;
 };
+// The same in longer blocks, of whose instructions more are products, for memory that is faster
+// than those of short ones. They take longer to start and to end, and the shared memory of sm_90 or
+// sm_100.
+struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
+  static constexpr int kBytesUnderWay = 80 * 1024;
+};
+inline constexpr double kFastMemory = 4e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 // Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
 using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
@@ -91,10 +98,9 @@ DIFFKV_HD constexpr bool has_kernel(int major) {
   const bool groups = hopper && !T::kFp8;
   const bool tall = hopper && T::kFp8;
   if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
-  const bool long_wide = (major == kHopper || major == kBlackwell) && T::kHeadSizeV <= 128;
   if (T::Grid::kWarpgroups) return groups;
-  if (T::Grid::kRows == WideDecodeGrid::kRows) {
-    return (T::Grid::kBlockKeys == LongWideDecodeGrid::kBlockKeys) == long_wide;
+  if (T::Grid::kBlockKeys == LongWideDecodeGrid::kBlockKeys) {
+    return (major == kHopper || major == kBlackwell) && T::kHeadSizeV <= 128;
   }
   if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
   if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
@@ -140,14 +146,10 @@ struct Tile {
   static constexpr int kValuesInGroup = kHeads * kKeyHeadBytes;
   static constexpr int kGroupBytes = kValuesInGroup + kHeads * kValueHeadBytes;
   static constexpr int kStageBytes = Grid::kBlockKeys / kGroupKeys * kGroupBytes;
-  // Slices of stages whose copies are under way at a time. What is asked for beyond what keeps the
-  // memory busy waits in a queue, and instructions behind it; and SMs that are served first end
-  // first.
-  static constexpr int kBytesUnderWay = 80 * 1024 / Grid::kBlocksPerSm;
+  // Slices of stages whose copies are under way at a time, where they are limited.
+  static constexpr int kSliceBytes = kStageBytes / Grid::kKeyWarps;
   static constexpr int kSlicesUnderWay =
-      kBytesUnderWay * Grid::kKeyWarps < 2 * kStageBytes
-          ? 2
-          : kBytesUnderWay * Grid::kKeyWarps / kStageBytes;
+      Grid::kBytesUnderWay < 2 * kSliceBytes ? 2 : Grid::kBytesUnderWay / kSliceBytes;
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
   // Of the sums that warps with the same rows exchange at a time: kMergeTiles tiles of 16 x 8.
@@ -195,6 +197,7 @@ struct alignas(16) PieceInfo {
   std::int32_t slot;
   std::int32_t context_len;
   std::int32_t first_token;  // of the sequence
+  bool one_token;            // all rows see the same
   float score_scale[kHeads];
   float value_scale[kHeads];
   // Where each row of the output is, in bytes from its start; -1: nowhere.
@@ -254,7 +257,7 @@ struct SharedLayout {
         row_sum(row_max + kRowFloats),
         stage_infos(row_sum + kRowFloats),
         barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
-        cut_pieces(barriers + (2 * kSlices + 2 * kMaxQueryBuffers) * 8),
+        cut_pieces(barriers + (2 * kSlices + 3 * kMaxQueryBuffers) * 8),
         part_shares(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))),
         began(part_shares + 2 * kMostParts * 2),
         bytes(began + 8) {}
