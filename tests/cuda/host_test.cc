@@ -257,9 +257,9 @@ void expect_kernels() {
   using Fp8Group = mma::Tile<mma::GroupPrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
   using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Long = mma::Tile<mma::LongWideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
-  using Decode = mma::Tile<mma::DecodeGrid<kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
-  using Heads = mma::Tile<mma::HeadsDecodeGrid<false>, DType::kBF16, 64, kHeadSizeV>;
-  using Fp8Heads = mma::Tile<mma::HeadsDecodeGrid<true>, DType::kE4M3, 64, kHeadSizeV>;
+  using Decode = mma::Tile<mma::DecodeGrid<64, kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
+  using Heads = mma::Tile<mma::HeadsDecodeGrid<640>, DType::kBF16, 64, kHeadSizeV>;
+  using Fp8Heads = mma::Tile<mma::HeadsDecodeGrid<320>, DType::kE4M3, 64, kHeadSizeV>;
   for (const int major : {8, 9, 10, 12}) {
     SCOPED_TRACE(major);
     EXPECT_TRUE(mma::has_kernel<Wide>(major));

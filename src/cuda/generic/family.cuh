@@ -65,8 +65,9 @@ template <DType kStored, int kHeadSizeQk, int kHeadSizeV>
 struct Family {
   template <class Grid>
   using TileOf = Tile<Grid, kStored, kHeadSizeQk, kHeadSizeV>;
-  using Decode = TileOf<DecodeGrid<kHeadSizeV>>;
-  using HeadsDecode = TileOf<HeadsDecodeGrid<is_fp8(kStored)>>;
+  using Decode = TileOf<DecodeGrid<kHeadSizeQk, kHeadSizeV>>;
+  using HeadsDecode =
+      TileOf<HeadsDecodeGrid<(kHeadSizeQk + kHeadSizeV) * static_cast<int>(size_of(kStored))>>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using LongWideDecode = TileOf<LongWideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;

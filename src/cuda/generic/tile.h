@@ -57,16 +57,21 @@ struct WarpGrid {
 
 // Warps of a decode tile share nothing but the merge. Two blocks share an SM: where tiles are
 // short, one computes while the other starts or ends a tile. Sums of more than 128 columns
-// leave no registers for a second one.
-template <int kHeadSizeV>
-struct DecodeGrid : WarpGrid<1, 4, 1, 64, 2, kHeadSizeV <= 128 ? 2 : 1> {
+// leave no registers for a second one. Of small heads a block computes more keys at a time: else
+// that takes longer than to read them.
+template <int kHeadSizeQk, int kHeadSizeV>
+inline constexpr bool kSmallHeads = kHeadSizeQk + kHeadSizeV <= 128;
+template <int kHeadSizeQk, int kHeadSizeV>
+struct DecodeGrid
+    : WarpGrid<1, 2, 1, kSmallHeads<kHeadSizeQk, kHeadSizeV> ? 128 : 64,
+               kSmallHeads<kHeadSizeQk, kHeadSizeV> ? 4 : 2, kHeadSizeV <= 128 ? 2 : 1> {
   static constexpr int kBytesUnderWay = (kHeadSizeV <= 128 ? 40 : 80) * 1024;
 };
 // The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
-// stretch of memory, which is read in longer bursts than four blocks would. Keys of half the bytes
-// are computed twice as many at a time.
-template <bool kFp8>
-struct HeadsDecodeGrid : WarpGrid<4, 2, 1, kFp8 ? 64 : 32, 4, 1> {
+// stretch of memory, which is read in longer bursts than four blocks would. Keys and values of few
+// bytes are computed twice as many at a time.
+template <int kKeyAndValueBytes>
+struct HeadsDecodeGrid : WarpGrid<4, 2, 1, kKeyAndValueBytes <= 320 ? 64 : 32, 4, 1> {
   static constexpr int kHeads = 4;
   static constexpr int kBytesUnderWay = 80 * 1024;
 };
@@ -99,7 +104,8 @@ DIFFKV_HD constexpr bool has_kernel(int major) {
   const bool tall = hopper && T::kFp8;
   if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
   if (T::Grid::kWarpgroups) return groups;
-  if (T::Grid::kBlockKeys == LongWideDecodeGrid::kBlockKeys) {
+  if (T::Grid::kRows == LongWideDecodeGrid::kRows &&
+      T::Grid::kBlockKeys == LongWideDecodeGrid::kBlockKeys) {
     return (major == kHopper || major == kBlackwell) && T::kHeadSizeV <= 128;
   }
   if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
