@@ -127,17 +127,11 @@ class Consumer {
 
   // What all rows see that this warp decides for together with others, and what any may.
   __device__ void find_seen() {
-    const std::int32_t first = first_row_ / kRowsTogether * kRowsTogether;
-    if (piece().one_token && piece().has(first)) {
-      all_ = {piece().prefix_end[first], piece().begin[first], piece().end[first]};
-      any_ = all_;
-      return;
-    }
     core::RowKeys all;
     core::RowKeys any;
     all.prefix_end = all.end = any.begin = std::numeric_limits<std::int32_t>::max();
     for (std::int32_t row = lane_; row < kRowsTogether; row += kWarp) {
-      const std::int32_t r = first + row;
+      const std::int32_t r = first_row_ / kRowsTogether * kRowsTogether + row;
       if (!piece().has(r)) continue;
       all.prefix_end = min(all.prefix_end, piece().prefix_end[r]);
       all.begin = max(all.begin, piece().begin[r]);

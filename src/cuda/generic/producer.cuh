@@ -361,7 +361,6 @@ class Producer {
       info.score_scale[lane_] = score_scale(params_, tile.kv_head + lane_);
     }
     if (lane_ == 0) {
-      info.one_token = one_token;
       info.first_row = tile.first_row;
       info.num_rows = tile.num_rows;
       info.context_len = static_cast<std::int32_t>(seq.context_len());

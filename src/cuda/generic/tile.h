@@ -203,7 +203,6 @@ struct alignas(16) PieceInfo {
   std::int32_t slot;
   std::int32_t context_len;
   std::int32_t first_token;  // of the sequence
-  bool one_token;            // all rows see the same
   float score_scale[kHeads];
   float value_scale[kHeads];
   // Where each row of the output is, in bytes from its start; -1: nowhere.
