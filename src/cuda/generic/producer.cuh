@@ -429,7 +429,7 @@ class Producer {
   const std::int32_t lane_;
   const std::int32_t warp_;  // among the producers
   const bool boxes_;
-  const std::int32_t box_keys_;  // 1 where rows are copied one by one
+  const std::int32_t box_keys_;      // 1 where rows are copied one by one
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;

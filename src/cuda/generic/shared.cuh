@@ -47,7 +47,7 @@ struct Shared {
   ptx::Barrier* query_full;
   ptx::Barrier* query_empty;
   ptx::Barrier* described;  // a piece, with what its end needs
-  CutPiece* cut_pieces;  // [2]: one that the share starts with, one that it ends with
+  CutPiece* cut_pieces;     // [2]: one that the share starts with, one that it ends with
   // [2, kMostParts]: of those pieces' tiles, the shares that have a part, counted from the first.
   std::uint16_t* part_shares;
   long long* began;  // the clock when the block started
