@@ -16,6 +16,14 @@ int attribute(cudaDeviceAttr which, int index) {
   return value;
 }
 
+// 0 where a driver does not say.
+double attribute_if_known(cudaDeviceAttr which, int index) {
+  int value = 0;
+  if (cudaDeviceGetAttribute(&value, which, index) == cudaSuccess) return value;
+  cudaGetLastError();  // which would be the next call's, too
+  return 0;
+}
+
 Gpu describe(int index) {
   cudaDeviceProp properties{};
   DIFFKV_CUDA_CALL(cudaGetDeviceProperties(&properties, index));
@@ -29,8 +37,8 @@ Gpu describe(int index) {
   gpu.shared_bytes_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
   gpu.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
   // Two transfers a clock of so many kHz, so many bits wide.
-  gpu.memory_rate = 2e3 * attribute(cudaDevAttrMemoryClockRate, index) *
-                    attribute(cudaDevAttrGlobalMemoryBusWidth, index) / 8;
+  gpu.memory_rate = 2e3 * attribute_if_known(cudaDevAttrMemoryClockRate, index) *
+                    attribute_if_known(cudaDevAttrGlobalMemoryBusWidth, index) / 8;
   return gpu;
 }
 

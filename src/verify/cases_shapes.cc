@@ -103,6 +103,28 @@ void add_kernel_sizes(CaseList& list) {
   }
 }
 
+// More tiles of many rows than a GPU has workers, so that workers go from one to the next, where
+// keys are copied in boxes and where pages leave only rows.
+void add_many_tiles(CaseList& list) {
+  const NamedBatch batch{"prefill", {{640, 700}}};
+  for (const auto& [qk, v] : {std::pair{192, 128}, {256, 256}}) {
+    for (const DType stored : {DType::kBF16, DType::kE4M3}) {
+      for (const std::int64_t block_size : {24, 64}) {
+        Case c = base_case(batch);
+        set_heads(c, 64, 4);
+        set_head_sizes(c, qk, v);
+        set_dtypes(c, DType::kBF16, stored);
+        c.key.mask.window = 40;
+        c.block_size = block_size;
+        if (is_fp8(stored)) c.scales = CaseScale::kPerTensor;
+        list.add(c, "many_tiles",
+                 fmt::format("{}x{}_{}_pages_of_{}", qk, v, to_string(stored), block_size),
+                 qk == 192 && is_fp8(stored) && block_size == 24);
+      }
+    }
+  }
+}
+
 void add_batches(CaseList& list) {
   for (const NamedBatch& batch : all_batches()) {
     for (const DType dtype : kActivations) {
@@ -308,6 +330,7 @@ void add_shape_cases(CaseList& list) {
   add_heads(list);
   add_head_sizes(list);
   add_kernel_sizes(list);
+  add_many_tiles(list);
   add_batches(list);
   add_kv_dtypes(list);
   add_fp8_queries(list);

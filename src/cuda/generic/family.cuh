@@ -75,12 +75,12 @@ struct Family {
   using GroupPrefill = TileOf<GroupPrefillGrid>;
 
   // Whether the code that runs on a GPU, which is the current one, has the kernel of a tile, and
-  // its shared memory room for it. No code at all has some: those of types that cannot be
-  // multiplied so.
+  // its shared memory room for so many stages of it. No code at all has some: those of types that
+  // cannot be multiplied so.
   template <class T>
-  static bool can_run(const Gpu& gpu) {
+  static bool can_run(const Gpu& gpu, std::int32_t stages = 1) {
     if constexpr (has_kernel<T>(kHopper) || has_kernel<T>(kHopper - 1)) {
-      return has_kernel<T>(code_of<attend_mma<T>>(gpu) / 10) && depth_on<T>(gpu).stages > 0;
+      return has_kernel<T>(code_of<attend_mma<T>>(gpu) / 10) && depth_on<T>(gpu).stages >= stages;
     }
     return false;
   }
@@ -89,7 +89,7 @@ struct Family {
   // GPU, which is the current one.
   template <class Fn>
   static auto with_wide(const Gpu& gpu, Fn&& fn) {
-    if (gpu.memory_rate > kFastMemory && can_run<LongWideDecode>(gpu)) {
+    if (gpu.memory_rate > kFastMemory && can_run<LongWideDecode>(gpu, 2)) {
       return fn(std::type_identity<LongWideDecode>());
     }
     return fn(std::type_identity<WideDecode>());
@@ -129,7 +129,7 @@ struct Family {
     const bool many =
         key.policy == SchedulePolicy::kBalanced || key.mask.window > 0 || HeadsDecode::kFp8;
     const bool heads =
-        many && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu);
+        many && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu, 2);
     limits.classes[kDecode] = heads ? tile_class<HeadsDecode>(gpu) : tile_class<Decode>(gpu);
     const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
     limits.classes[kWideDecode] = with_wide(gpu, class_of);

@@ -33,7 +33,8 @@ class Producer {
   static constexpr std::uint32_t kQueryArrivals = kQueryWarps * kWarpArrivals;
   static constexpr int kQueryRows = Grid::kRows < kWarp ? Grid::kRows : kWarp;  // of a warp at once
 
-  // The warp that says what the pieces are; of tiles of few rows it has no queries to copy.
+  // The warp that says what the pieces are. Of four producers it has no queries to copy for tiles
+  // of up to 64 rows.
   static constexpr int kDescriber = Grid::kProducers - 1;
 
   static __device__ bool by_boxes(const KvMaps& maps) { return ptx::kTensorCopies && maps.usable; }
@@ -71,14 +72,16 @@ class Producer {
     Load pending;
     while (pending.flags != kNoMoreWork) {
       Load next;
-      next.flags = kNoMoreWork;
-      if (more) {
-        if (warp_ > 0 && v == piece.begin_block) start_piece(piece);
+      next.flags = more ? 0 : kNoMoreWork;
+      if (more && copies_keys) {
         next = block_at(piece, v);
         // Its page ids are on their way while the one before it waits for its stage.
-        if (copies_keys) find_page(next);
+        find_page(next);
       }
       if (copies_keys && pending.flags >= 0) load(pending);
+      // Not before the last block of the piece before, for which the only buffer of queries may be
+      // in use.
+      if (more && warp_ > 0 && v == piece.begin_block) start_piece(piece);
       pending = next;
       if (!more) continue;
       // A piece without keys is one empty block, so that its rows are written.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/host_device.h"
 #include "diffkv/tensor.h"
@@ -55,15 +56,15 @@ struct WarpGrid {
   static_assert(kProducerKeys * kKeyWarps <= kWarp && kProducers >= 2);
 };
 
-// Warps of a decode tile share nothing but the merge. Two blocks share an SM: where tiles are
-// short, one computes while the other starts or ends a tile. Sums of more than 128 columns
-// leave no registers for a second one. Of small heads a block computes more keys at a time: else
-// that takes longer than to read them.
+// Warps of a decode tile share nothing but the merge. Two blocks share an SM where shared memory
+// holds two stages of each: where tiles are short, one computes while the other starts or ends a
+// tile. Values of more than 128 columns leave no room for a second one. Of small heads a block
+// computes more keys at a time: else that takes longer than to read them.
 template <int kHeadSizeQk, int kHeadSizeV>
 inline constexpr bool kSmallHeads = kHeadSizeQk + kHeadSizeV <= 128;
 template <int kHeadSizeQk, int kHeadSizeV>
 struct DecodeGrid
-    : WarpGrid<1, 2, 1, kSmallHeads<kHeadSizeQk, kHeadSizeV> ? 128 : 64,
+    : WarpGrid<1, kHeadSizeV <= 128 ? 2 : 4, 1, kSmallHeads<kHeadSizeQk, kHeadSizeV> ? 128 : 64,
                kSmallHeads<kHeadSizeQk, kHeadSizeV> ? 4 : 2, kHeadSizeV <= 128 ? 2 : 1> {
   static constexpr int kBytesUnderWay = (kHeadSizeV <= 128 ? 40 : 80) * 1024;
 };
@@ -85,7 +86,7 @@ struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
 struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
   static constexpr int kBytesUnderWay = 80 * 1024;
 };
-inline constexpr double kFastMemory = 4e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
+inline constexpr double kFastMemory = 4.2e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 // Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
 using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
@@ -104,8 +105,7 @@ DIFFKV_HD constexpr bool has_kernel(int major) {
   const bool tall = hopper && T::kFp8;
   if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
   if (T::Grid::kWarpgroups) return groups;
-  if (T::Grid::kRows == LongWideDecodeGrid::kRows &&
-      T::Grid::kBlockKeys == LongWideDecodeGrid::kBlockKeys) {
+  if (std::is_same_v<typename T::Grid, LongWideDecodeGrid>) {
     return (major == kHopper || major == kBlackwell) && T::kHeadSizeV <= 128;
   }
   if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
@@ -196,24 +196,27 @@ struct alignas(16) PieceInfo {
   DIFFKV_HD static constexpr int row_in_head(int row) { return row % kHeadRows; }
   DIFFKV_HD bool has(int row) const { return row_in_head(row) < num_rows; }
 
-  std::int64_t partial_row;  // of its first row, if it has a slot
-  std::int32_t kv_head;      // the first
+  // What its first block needs: there with its queries.
   std::int32_t first_row;
-  std::int32_t num_rows;  // of each KV head
-  std::int32_t slot;
-  std::int32_t context_len;
-  std::int32_t first_token;  // of the sequence
+  std::int32_t num_rows;     // of each KV head
+  std::int32_t context_len;  // only where there are slopes or qq_bias
   float score_scale[kHeads];
-  float value_scale[kHeads];
-  // Where each row of the output is, in bytes from its start; -1: nowhere.
-  std::int64_t output_at[kRows];
-  // What each row sees; its ALiBi slope and sink; what its query was multiplied with.
+  // What each row sees; its ALiBi slope; what its query was multiplied with.
   std::int32_t prefix_end[kRows];
   std::int32_t begin[kRows];
   std::int32_t end[kRows];
   float slope[kRows];
-  float sink[kRows];
   float query_factor[kRows];
+
+  // What its end needs: there when it is described.
+  std::int64_t partial_row;  // of its first row, if it has a slot
+  std::int32_t kv_head;      // the first
+  std::int32_t slot;
+  std::int32_t first_token;  // of the sequence
+  float value_scale[kHeads];
+  // Where each row of the output is, in bytes from its start; -1: nowhere. Its sink.
+  std::int64_t output_at[kRows];
+  float sink[kRows];
 };
 
 // Parts of a cut tile at most, and so shares of a class.
