@@ -17,7 +17,7 @@ int attribute(cudaDeviceAttr which, int index) {
 }
 
 // 0 where a driver does not say.
-double attribute_if_known(cudaDeviceAttr which, int index) {
+int attribute_if_known(cudaDeviceAttr which, int index) {
   int value = 0;
   if (cudaDeviceGetAttribute(&value, which, index) == cudaSuccess) return value;
   cudaGetLastError();  // which would be the next call's, too

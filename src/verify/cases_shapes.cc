@@ -81,20 +81,20 @@ void add_kernel_sizes(CaseList& list) {
       for (const DType stored : {DType::kBF16, DType::kF16, DType::kE4M3, DType::kE5M2}) {
         if (query != stored && !is_fp8(stored)) continue;
         for (const NamedBatch& batch : {decode_batch(), multi_batch(), prefill_batch()}) {
-          for (const std::int64_t kv_heads : {1, 4}) {
-            if (kv_heads == 4 && std::string(batch.name) == "prefill") continue;
+          for (const bool four_heads : {false, true}) {
+            if (four_heads && std::string(batch.name) == "prefill") continue;
             Case c = base_case(batch);
-            set_heads(c, kv_heads == 4 ? 24 : 16, kv_heads);
+            set_heads(c, four_heads ? 24 : 16, four_heads ? 4 : 1);
             set_head_sizes(c, qk, v);
             set_dtypes(c, query, stored);
             c.block_size = 64;
             c.special_values = true;
             if (is_fp8(stored)) {
-              c.scales = kv_heads == 4 ? CaseScale::kPerHead : CaseScale::kPerTensor;
+              c.scales = four_heads ? CaseScale::kPerHead : CaseScale::kPerTensor;
             }
             list.add(c, "kernel_size",
                      fmt::format("{}x{}_{}_in_{}_{}{}", qk, v, to_string(query), to_string(stored),
-                                 batch.name, kv_heads == 4 ? "_24on4" : ""),
+                                 batch.name, four_heads ? "_24on4" : ""),
                      query == DType::kBF16 && stored == DType::kE4M3);
           }
         }

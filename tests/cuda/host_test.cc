@@ -258,8 +258,9 @@ void expect_kernels() {
   using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Long = mma::Tile<mma::LongWideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Decode = mma::Tile<mma::DecodeGrid<64, kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
-  using Heads = mma::Tile<mma::HeadsDecodeGrid<640>, DType::kBF16, 64, kHeadSizeV>;
-  using Fp8Heads = mma::Tile<mma::HeadsDecodeGrid<320>, DType::kE4M3, 64, kHeadSizeV>;
+  using Heads =
+      mma::Tile<mma::HeadsDecodeGrid<(64 + kHeadSizeV) * 2>, DType::kBF16, 64, kHeadSizeV>;
+  using Fp8Heads = mma::Tile<mma::HeadsDecodeGrid<64 + kHeadSizeV>, DType::kE4M3, 64, kHeadSizeV>;
   for (const int major : {8, 9, 10, 12}) {
     SCOPED_TRACE(major);
     EXPECT_TRUE(mma::has_kernel<Wide>(major));

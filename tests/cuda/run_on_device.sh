@@ -90,9 +90,10 @@ part tests 300 "$folder/cuda_test" &
 part check 300 "$folder/diffkv" check --backend cuda --suite "$suite" &
 part check_fp32 300 env DIFFKV_CUDA_KERNEL=fp32 "$folder/diffkv" check --backend cuda \
   --suite "$suite" &
-# Every kernel that the GPU takes is in these cases: layers of one query, a few, many and all of these, bf16 and fp8
-# with biases and sinks; long sequences, whose tiles are cut and merged by attend or by combine;
-# merges of states; the shapes of models; every pair of types; every size of kernel.
+# Every kernel that the GPU takes is in these cases: layers of one query, a few, many and all of
+# these, bf16 and fp8 with biases and sinks; long sequences, whose tiles are cut and merged by
+# attend or by combine; merges of states; the shapes of models; every pair of types; every size of
+# kernel.
 every='layer long batch_invariant merge/ model/ kv_dtype full:kernel_size'
 sanitized memcheck 320 "$every" --tool memcheck --error-exitcode 3 &
 sanitized initcheck 320 "$every" --tool initcheck --error-exitcode 3 &

@@ -61,12 +61,14 @@ struct WarpGrid {
 // tile. Values of more than 128 columns leave no room for a second one. Of small heads a block
 // computes more keys at a time: else that takes longer than to read them.
 template <int kHeadSizeQk, int kHeadSizeV>
-inline constexpr bool kSmallHeads = kHeadSizeQk + kHeadSizeV <= 128;
+using DecodeWarps = std::conditional_t<
+    (kHeadSizeV > 128), WarpGrid<1, 4, 1, 64, 2, 1>,
+    std::conditional_t<(kHeadSizeQk + kHeadSizeV > 128), WarpGrid<1, 2, 1, 64, 2, 2>,
+                       WarpGrid<1, 2, 1, 128, 4, 2>>>;
 template <int kHeadSizeQk, int kHeadSizeV>
-struct DecodeGrid
-    : WarpGrid<1, kHeadSizeV <= 128 ? 2 : 4, 1, kSmallHeads<kHeadSizeQk, kHeadSizeV> ? 128 : 64,
-               kSmallHeads<kHeadSizeQk, kHeadSizeV> ? 4 : 2, kHeadSizeV <= 128 ? 2 : 1> {
-  static constexpr int kBytesUnderWay = (kHeadSizeV <= 128 ? 40 : 80) * 1024;
+struct DecodeGrid : DecodeWarps<kHeadSizeQk, kHeadSizeV> {
+  static constexpr int kBytesUnderWay =
+      80 * 1024 / DecodeWarps<kHeadSizeQk, kHeadSizeV>::kBlocksPerSm;
 };
 // The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
 // stretch of memory, which is read in longer bursts than four blocks would. Keys and values of few
