@@ -244,8 +244,8 @@ class Consumer {
       }
     }
     weigh(scores, ruled);
-    const bool by_element = (masked || biased) && clear_and_inspect(boxes, block.begin - first_key,
-                                                                    block.end - first_key);
+    const bool by_element =
+        (masked || biased) && clear_and_inspect(boxes, block, first_key, biased);
     if (by_element) {
       add_visible_values(boxes, scores, hidden);
     } else if constexpr (Grid::kWarpgroups) {
@@ -417,18 +417,30 @@ class Consumer {
     }
   }
 
-  // Zeroes the values of the slice's keys outside [begin, end), which were not loaded. Returns
-  // whether a value of the others is not finite, which zero weights would not keep out.
-  // Warps of other rows may do the same at the same time; all write zeros, and each reads its own.
-  __device__ bool clear_and_inspect(std::byte* boxes, std::int32_t begin, std::int32_t end) {
+  // Of the slice's keys that some row does not see, or of all: zeroes the values that were not
+  // loaded. Returns whether a value of the others is not finite, which zero weights would not keep
+  // out. Warps of other rows may do the same at the same time; all write zeros, and each reads its
+  // own.
+  __device__ bool clear_and_inspect(std::byte* boxes, const StageInfo& block,
+                                    std::int32_t first_key, bool all) {
     constexpr int kChunks = T::kValueSlabs * T::kSlabChunks;
+    // A run of keys that all rows see.
+    std::int32_t begin = all_.begin;
+    std::int32_t end = all_.end;
+    if (all_.prefix_end > first_key) {
+      end = begin <= all_.prefix_end ? max(all_.prefix_end, end) : all_.prefix_end;
+      begin = first_key;
+    }
+    begin = all ? kSliceKeys : max(0, min(begin - first_key, kSliceKeys));
+    end = max(begin, min(end - first_key, kSliceKeys));
     bool found = false;
-    const std::int32_t thread = warp_ % kTogether * kWarp + lane_;
-    for (std::int32_t i = thread; i < kSliceKeys * kChunks; i += kTogether * kWarp) {
-      const std::int32_t row = i / kChunks;
+    const std::int32_t chunks = (kSliceKeys - (end - begin)) * kChunks;
+    for (std::int32_t i = warp_ % kTogether * kWarp + lane_; i < chunks; i += kTogether * kWarp) {
+      std::int32_t row = i / kChunks;
+      if (row >= begin) row += end - begin;
       auto* chunk =
           reinterpret_cast<uint4*>(boxes + T::kValuesInGroup + chunk_at<T>(row, i % kChunks));
-      if (row < begin || row >= end) {
+      if (first_key + row < block.begin || first_key + row >= block.end) {
         *chunk = make_uint4(0, 0, 0, 0);
       } else {
         found = any_not_finite<T>(*chunk) || found;

@@ -114,23 +114,35 @@ __device__ inline void apply_rules(const AttendKernelParams& p, const Piece& pie
   }
 }
 
-// Hides what the rows do not see. Apart from the rules: most tiles end with a block that is hidden
-// in part, and instructions between those that hide would all come from memory for it.
+// Of a lane's keys those whose offset from the tile's first is less than `end`, as bits of
+// RowsByKeys::hide of row 0.
+template <int kKeys>
+__device__ inline std::uint32_t keys_below(std::int32_t end) {
+  const std::int32_t from_own = max(0, min(end, kKeys)) + 7 - 2 * (RowsByKeys<kKeys>::lane() % 4);
+  const auto first = [](std::int32_t count) {
+    return static_cast<std::uint32_t>((std::uint64_t{1} << (4 * count)) - 1);
+  };
+  return (first(from_own / 8) & 0x11111111U) | (first((from_own - 1) / 8) & 0x22222222U);
+}
+
+// Hides what the rows do not see. Apart from the rules, and in few instructions: most tiles end
+// with a block that is hidden in part, for which they all come from memory.
 template <int kKeys, class Piece>
 __device__ inline void apply_mask(const Piece& piece, const RowsByKeys<kKeys>& at,
                                   ScoreTile<kKeys>& s, std::uint32_t& hidden) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const std::int32_t r = at.row(h);
-    const std::int32_t prefix_end = piece.prefix_end[r];
-    const std::int32_t begin = piece.begin[r];
-    const std::int32_t end = piece.end[r];
+    const std::uint32_t seen = keys_below<kKeys>(piece.prefix_end[r] - at.first_key) |
+                               (keys_below<kKeys>(piece.end[r] - at.first_key) &
+                                ~keys_below<kKeys>(piece.begin[r] - at.first_key));
+    const std::uint32_t unseen = ~seen & 0x33333333U;
+    hidden |= unseen << (2 * h);
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::int32_t key = at.key(n, i);
-        if (!(key < prefix_end || (key >= begin && key < end))) at.hide(s, n, h, i, hidden);
+        if ((unseen >> (4 * n + i) & 1U) != 0) s[n][2 * h + i] = core::kNegInf;
       }
     }
   }
