@@ -82,18 +82,17 @@ class Finish {
         }
       }
     }
-    Own own;
-    merge(sums, own);
+    merge(sums);
     const DType dtype = piece_.slot >= 0 ? DType::kF32 : params_.output.dtype;
     switch (dtype) {
       case DType::kF32:
-        return store<float>(own, to);
+        return store<float>(sums, to);
       case DType::kF16:
-        return store<__half>(own, to);
+        return store<__half>(sums, to);
       case DType::kBF16:
-        return store<__nv_bfloat16>(own, to);
+        return store<__nv_bfloat16>(sums, to);
       default:
-        return store_fp8(own, to, dtype);
+        return store_fp8(sums, to, dtype);
     }
   }
 
@@ -104,7 +103,6 @@ class Finish {
   static constexpr int kKeyWarps = Grid::kKeyWarps;
   // Tiles of 8 columns that a warp writes of rows that it shares.
   static constexpr int kOwnTiles = T::kHeadSizeV / 8 / kKeyWarps;
-  using Own = float[kOwnTiles][4];
   static_assert(kOwnTiles % kMergeTiles == 0);
 
   struct Row {
@@ -164,35 +162,26 @@ class Finish {
   }
 
   // Each warp gets the sums of its own columns from the others with its rows, kMergeTiles tiles at
-  // a time, in an order that depends on the column alone.
-  __device__ void merge(const Sums& sums, Own& own) const {
-    if constexpr (kKeyWarps == 1) {
-#pragma unroll
-      for (int n = 0; n < kOwnTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) own[n][i] = sums[n][i];
-      }
-    } else {
+  // a time, in an order that depends on the column alone. They are then its first kOwnTiles tiles.
+  __device__ void merge(Sums& sums) const {
+    if constexpr (kKeyWarps > 1) {
+      turn(sums);
       auto* places = reinterpret_cast<float4*>(shared_.merge) + lane_;
       const int group = warp_ / kKeyWarps * kKeyWarps;
-      const auto place = [&](int owner, int from, int tile) {
-        const int other = (from - owner - 1 + kKeyWarps) % kKeyWarps;
-        return places + (((group + owner) * (kKeyWarps - 1) + other) * kMergeTiles + tile) * kWarp;
+      // What warp `owner` gets from the one that is `distance` behind it.
+      const auto place = [&](int owner, int distance, int tile) {
+        const int slot = (group + owner) * (kKeyWarps - 1) + kKeyWarps - 1 - distance;
+        return places + (slot * kMergeTiles + tile) * kWarp;
       };
 #pragma unroll
       for (int first = 0; first < kOwnTiles; first += kMergeTiles) {
         if (first > 0) sync();
 #pragma unroll
-        for (int owner = 0; owner < kKeyWarps; ++owner) {
+        for (int next = 1; next < kKeyWarps; ++next) {
 #pragma unroll
           for (int j = 0; j < kMergeTiles; ++j) {
-            const float(&x)[4] = sums[owner * kOwnTiles + first + j];
-            if (owner == key_warp_) {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) own[first + j][i] = x[i];
-            } else {
-              *place(owner, key_warp_, j) = make_float4(x[0], x[1], x[2], x[3]);
-            }
+            const float(&x)[4] = sums[next * kOwnTiles + first + j];
+            *place((key_warp_ + next) % kKeyWarps, next, j) = make_float4(x[0], x[1], x[2], x[3]);
           }
         }
         sync();
@@ -200,11 +189,33 @@ class Finish {
         for (int next = 1; next < kKeyWarps; ++next) {
 #pragma unroll
           for (int j = 0; j < kMergeTiles; ++j) {
-            const float4 x = *place(key_warp_, (key_warp_ + next) % kKeyWarps, j);
-            own[first + j][0] += x.x;
-            own[first + j][1] += x.y;
-            own[first + j][2] += x.z;
-            own[first + j][3] += x.w;
+            const float4 x = *place(key_warp_, kKeyWarps - next, j);
+            float(&own)[4] = sums[first + j];
+            own[0] += x.x;
+            own[1] += x.y;
+            own[2] += x.z;
+            own[3] += x.w;
+          }
+        }
+      }
+    }
+  }
+
+  // Brings this warp's own tiles to the front, and those of the next warps behind them.
+  __device__ void turn(Sums& sums) const {
+#pragma unroll
+    for (int by = 1; by < kKeyWarps; by *= 2) {
+      const bool turns = (key_warp_ & by) != 0;
+#pragma unroll
+      for (int tile = 0; tile < kOwnTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float x[kKeyWarps];
+#pragma unroll
+          for (int w = 0; w < kKeyWarps; ++w) x[w] = sums[w * kOwnTiles + tile][i];
+#pragma unroll
+          for (int w = 0; w < kKeyWarps; ++w) {
+            sums[w * kOwnTiles + tile][i] = turns ? x[(w + by) % kKeyWarps] : x[w];
           }
         }
       }
@@ -220,16 +231,16 @@ class Finish {
     return (key_warp_ * kOwnTiles + tile) * 8 + lane_ % 4 * kColumns;
   }
 
-  static __device__ void columns_of(const Own& own, int tile, int h, float (&x)[kColumns]) {
+  static __device__ void columns_of(const Sums& sums, int tile, int h, float (&x)[kColumns]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int k = 0; k < kTiles; ++k) x[i * kTiles + k] = own[tile + k][2 * h + i];
+      for (int k = 0; k < kTiles; ++k) x[i * kTiles + k] = sums[tile + k][2 * h + i];
     }
   }
 
   template <class Out>
-  __device__ void store(const Own& own, std::byte* const (&to)[2]) const {
+  __device__ void store(const Sums& sums, std::byte* const (&to)[2]) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (to[h] == nullptr) continue;
@@ -238,7 +249,7 @@ class Finish {
         const int column = first_column(tile);
         if (column >= params_.head_size_v) continue;
         float x[kColumns];
-        columns_of(own, tile, h, x);
+        columns_of(sums, tile, h, x);
         std::uint32_t words[kColumns * sizeof(Out) / 4];
         if constexpr (sizeof(Out) == 4) {
 #pragma unroll
@@ -252,7 +263,7 @@ class Finish {
     }
   }
 
-  __device__ void store_fp8(const Own& own, std::byte* const (&to)[2], DType dtype) const {
+  __device__ void store_fp8(const Sums& sums, std::byte* const (&to)[2], DType dtype) const {
     const float scale = scale_at(params_.output_scale, 0);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -260,7 +271,7 @@ class Finish {
       float copy[kOwnTiles / kTiles][kColumns];  // in memory, so that the loop need not be unrolled
 #pragma unroll
       for (int tile = 0; tile < kOwnTiles; tile += kTiles) {
-        columns_of(own, tile, h, copy[tile / kTiles]);
+        columns_of(sums, tile, h, copy[tile / kTiles]);
       }
 #pragma unroll 1
       for (int tile = 0; tile < kOwnTiles; tile += kTiles) {
