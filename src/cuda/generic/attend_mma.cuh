@@ -55,23 +55,33 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   if (params.before_sibling) let_next_kernel_start();
   if (threadIdx.x == 0) *shared.began = clock64();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
-  const bool merges = params.merges_tiles;
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
   // Each call has a TileMerge of its own: of one that lived on, the compiler spilled the sums.
+  const auto merge = [&] { return TileMerge<T>(params, shared, tile_class); };
+  const bool merges = params.merges_tiles;
+  bool merging = false;
   if (!consumes) {
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     if (merges && describes) {
-      TileMerge<T>(params, shared, tile_class).count_parts();
-      TileMerge<T>(params, shared, tile_class).leave();
+      merging = !T::kGiveRegisters;
+      merge().count_parts();
+      if constexpr (T::kGiveRegisters) merge().leave();
     }
   } else {
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
     Consumer<T>(params, shared, depth, boxes).run();
-    if (merges && TileMerge<T>(params, shared, tile_class).meet()) {
-      TileMerge<T>(params, shared, tile_class).run();
+    if (merges && merge().meet()) {
+      merging = !T::kGiveRegisters;
+      if constexpr (T::kGiveRegisters) merge().run(false);
     }
+  }
+  // One copy of the instructions that merge, which the describer rehearses; where producers gave
+  // registers up, they have too few.
+  if constexpr (!T::kGiveRegisters) {
+    if (merging) merge().run(ptx::opaque(!consumes));
+    if (merging && !consumes) merge().leave();
   }
   if (params.after_sibling) wait_for_earlier_kernels();
 }

@@ -69,13 +69,11 @@ class TileMerge {
   // All consumer warps, when they have written everything. Returns whether there may be something
   // to merge.
   __device__ bool meet() const {
-    __threadfence();
     ptx::sync(kPartsBarrier, kMeeting);
     if (!has_cut_pieces()) return false;
     if (threadIdx.x < 2) meet(cut_pieces_[threadIdx.x]);
     Finish<T>::sync();
     ptx::arrive_at(kMetBarrier, kMeeting);
-    __threadfence();
     return true;
   }
 
@@ -92,12 +90,19 @@ class TileMerge {
     if (last) *word = 0;
   }
 
-  // All consumer warps.
-  __device__ void run() const {
+  // All consumer warps. Also, before, the warp that described the pieces, which `rehearses`: it
+  // goes through the instructions that will merge, so that they need not come from memory when
+  // everything waits for them, but neither reads nor writes anything.
+  __device__ void run(bool rehearses) const {
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       const CutPiece& piece = cut_pieces_[i];
-      if (piece.merger != CutPiece::kNobody) merge_tile(piece, i);
+      if (rehearses ? piece.blocks == 0 : piece.merger == CutPiece::kNobody) continue;
+      if (has_many_parts(piece)) {
+        merge_together(piece, i, rehearses);
+      } else {
+        merge_rows(piece, i, rehearses);
+      }
     }
   }
 
@@ -105,17 +110,16 @@ class TileMerge {
   static constexpr int kColumns = 4;  // neighbouring ones of a lane
   static constexpr int kLanes = 8;    // of a group, which has one row at a time
   static constexpr int kGroups = kWarp / kLanes;
-  static constexpr int kVectors = T::kHeadSizeV / (kLanes * kColumns);  // of a lane in a group
-  static constexpr int kBatch = kVectors > 4 ? 1 : 2;  // parts that a group loads at a time
-  // Of rows that all warps of a block share, what each leaves for the first.
+  // Columns of a row that all warps of a block merge at a time, and what each leaves of them for
+  // the first.
+  static constexpr int kShareColumns = 64;
+  static constexpr int kShares = T::kHeadSizeV / kShareColumns;  // of a row
   struct alignas(16) WarpSums {
-    float acc[T::kHeadSizeV];
+    float acc[kShareColumns];
     float max;
     float sum;
   };
   static_assert(Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
-  // A tile is merged row by row, each by a whole block, where no block has more rows than that.
-  static constexpr std::int32_t kMostRowsOfBlock = 2;
   // Groups of lanes of a block, each of which else has a row at a time.
   static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
   static constexpr int kPartsBarrier = 2;
@@ -144,7 +148,7 @@ class TileMerge {
     const bool together = is_waited_for(piece);
     bool complete = false;
     if (cut) {
-      __threadfence();  // what the other threads left before the barrier, too
+      __threadfence();  // what the block's other threads left before the barrier, too
       const Word before = atomicAdd(word, static_cast<Word>(piece.blocks));
       complete = blocks_of(before) + piece.blocks >= piece.blocks_of_tile;
       // The last one also does the work of those who left.
@@ -166,6 +170,7 @@ class TileMerge {
         piece.merger = CutPiece::kAllBlocks;
       }
     }
+    __threadfence();  // for the other threads, too, behind the next barrier
   }
 
   __device__ bool has_cut_pieces() const {
@@ -179,13 +184,19 @@ class TileMerge {
     return T::kHeads * piece.num_rows;
   }
 
-  // Whether a row of the tile is merged by all warps of a block.
+  // Whether a row of the tile is merged by all warps of a block: where that leaves a block two
+  // shares at most.
   static __device__ bool has_many_parts(const CutPiece& piece) {
-    return kMostRowsOfBlock * piece.parts >= rows_of(piece);
+    return 2 * piece.parts >= kShares * rows_of(piece);
+  }
+  // Whether it is merged by a warp; else by a group of lanes.
+  static __device__ bool has_some_parts(const CutPiece& piece) {
+    return Grid::kRows <= 64 && piece.parts >= 2 * kGroups;
   }
   // Whether the blocks of a tile wait for each other and divide its rows.
   static __device__ bool is_waited_for(const CutPiece& piece) {
-    return has_many_parts(piece) || (Grid::kRows <= 64 && rows_of(piece) > kAllGroups);
+    return has_many_parts(piece) || has_some_parts(piece) ||
+           (Grid::kRows <= 64 && rows_of(piece) > kAllGroups);
   }
 
   // The partial of the share that is `share` after the tile's first, or -1: the first has one, each
@@ -212,86 +223,128 @@ class TileMerge {
            2 * (piece.first_worker + share * lanes) + (share == 0 ? 1 : 0);
   }
 
-  // This block's rows of a tile, of all its KV heads. Where there are many parts, it has one row at
-  // a time, whose parts its groups of lanes divide; else a warp has kGroups rows, each for one
-  // group.
-  __device__ void merge_tile(const CutPiece& piece, int list) const {
-    const std::int32_t parts = piece.parts;
-    const bool together = has_many_parts(piece);
-    const bool shared = piece.merger == CutPiece::kAllBlocks;
-    const std::int32_t at_once = together ? 1 : kAllGroups;
-    std::int32_t row = (shared ? piece.part : 0) * at_once + (together ? 0 : warp_ * kGroups);
-    const std::int32_t end = rows_of(piece);
-    const std::int32_t step = (shared ? parts : 1) * at_once;
-#pragma unroll 1
-    for (; row < end; row += step) {
-      const bool writes = !together || warp_ == 0;
-      const RowOut out = row_out(piece, together ? row : row + lane_ / kLanes, writes);
-      RowSums sums;
-      if (together) {
-        const std::int32_t member = warp_ * kGroups + lane_ / kLanes;
-        add_parts(piece, list, parts, row, member, kAllGroups, sums);
-        add_groups(sums);
-        add_warps(sums);
-      } else {
-        add_parts(piece, list, parts, row + lane_ / kLanes, 0, 1, sums);
-      }
-      write_row(out, sums, together);
-    }
-  }
-
-  // Of one row: the softmax, the same in all lanes of a group, and the columns of this lane.
+  // Of one row: the softmax, the same in all lanes of a group, and columns of this lane.
+  template <int kVectors>
   struct RowSums {
     core::SoftmaxState state;
     float4 acc[kVectors] = {};
   };
 
-  // Of a group: adds the parts first, first + step, ... of its row.
+  // This block's rows of a tile of not so many parts, of all its KV heads.
+  __device__ void merge_rows(const CutPiece& piece, int list, bool rehearses) const {
+    const bool shared = !rehearses && piece.merger == CutPiece::kAllBlocks;
+    const std::int32_t groups = has_some_parts(piece) ? kGroups : 1;  // of a row
+    const std::int32_t end = rows_of(piece);
+    const std::int32_t parts = rehearses ? 0 : piece.parts;
+    const std::int32_t group = (rehearses ? 0 : warp_ * kGroups) + lane_ / kLanes;
+    std::int32_t first = (shared ? piece.part : 0) * kAllGroups;
+#pragma unroll 1
+    for (; first < groups * end; first += (shared ? piece.parts : 1) * kAllGroups) {
+      const std::int32_t row = (first + group) / groups;
+      RowSums<T::kHeadSizeV / (kLanes * kColumns)> sums;
+      RowOut out;
+      add_parts(piece, list, parts, min(row, end - 1), 0, group % groups, groups, sums,
+                [&] { out = row_out(piece, row, !rehearses && row < end && group % groups == 0); });
+      if (groups > 1) add_groups(sums);
+      write(out, sums.state, sums.acc, lane_ % kLanes);
+      if (rehearses) break;
+    }
+  }
+
+  // This block's rows of a tile of many parts, some columns of one at a time. The parts are divided
+  // among all groups of lanes.
+  __device__ void merge_together(const CutPiece& piece, int list, bool rehearses) const {
+    const bool shared = !rehearses && piece.merger == CutPiece::kAllBlocks;
+    const std::int32_t first = shared ? piece.part : 0;
+    const std::int32_t step = shared ? piece.parts : 1;
+    const std::int32_t parts = rehearses ? 0 : piece.parts;
+    const bool writes = warp_ == 0 && lane_ * kColumns < kShareColumns;
+#pragma unroll 1
+    for (std::int32_t share = first; share < rows_of(piece) * kShares; share += step) {
+      const std::int32_t row = share / kShares;
+      const std::int32_t column = share % kShares * kShareColumns;
+      RowSums<kShareColumns / (kLanes * kColumns)> sums;
+      RowOut out;
+      add_parts(piece, list, parts, row, column, warp_ * kGroups + lane_ / kLanes, kAllGroups, sums,
+                [&] { out = row_out(piece, row, writes); });
+      out.column = column;
+      add_groups(sums);
+      // The first warp may still read what all left of the share before.
+      if (share != first) Finish<T>::sync();
+      if (!rehearses) put_warp(sums);
+      if (!rehearses) Finish<T>::sync();
+      if (warp_ == 0 || rehearses) {
+        RowSums<1> all;
+        add_warps(rehearses ? 0 : Grid::kConsumers, all);
+        write(out, all.state, all.acc, lane_);
+      }
+      if (rehearses) break;
+    }
+  }
+
+  // Of a group: adds the parts first, first + step, ... of its row, columns from `column` on. Calls
+  // meanwhile() once, while they are on their way. Without parts it reads shared memory.
+  template <int kVectors, class Meanwhile>
   __device__ void add_parts(const CutPiece& piece, int list, std::int32_t parts, std::int32_t row,
-                            std::int32_t first, std::int32_t step, RowSums& sums) const {
+                            std::int32_t column, std::int32_t first, std::int32_t step,
+                            RowSums<kVectors>& sums, Meanwhile&& meanwhile) const {
+    // Parts that a group loads at a time.
+    constexpr int kBatch = kVectors <= 2 ? 8 : kVectors <= 4 ? 4 : kVectors <= 8 ? 2 : 1;
+    static_assert(kLanes % kBatch == 0);
     const detail::PlanTables& tables = params_.schedule.tables;
     const std::int32_t in_group = lane_ % kLanes;
     const std::int32_t group = lane_ - in_group;
+    const std::uint16_t* shares = part_shares_ + list * kMostParts;
+    const auto* memory = T::kGiveRegisters || parts > 0
+                             ? reinterpret_cast<const std::byte*>(tables.partial_acc)
+                             : reinterpret_cast<const std::byte*>(part_shares_);
+    // Columns that are not there are read from others, and not written.
+    const std::int32_t last_column = parts > 0 ? params_.head_size_v - kColumns : 0;
+    const std::byte* from[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      from[v] = memory + min(column + (v * kLanes + in_group) * kColumns, last_column) *
+                             static_cast<std::int32_t>(sizeof(float));
+    }
+    const auto row_bytes = static_cast<std::uint32_t>(tables.partial_stride * sizeof(float));
+    const plan::Tile::Row place = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
+    // Of slot 0; rows of other slots follow.
+    const auto first_row = static_cast<std::int32_t>(
+        plan::partial_row(params_.schedule, tile_class_, 0, place.row, place.head));
+    const std::int32_t rows = T::kHeads * T::kHeadRows;  // of a slot
 #pragma unroll 1
-    for (std::int32_t begin = 0;; begin += kLanes * step) {
-      // A lane knows one part.
-      const std::int32_t part = begin + first + in_group * step;
-      const bool has = part < parts && row < rows_of(piece);
+    for (std::int32_t begin = first;; begin += kLanes * step) {
+      // A lane knows one part; if there is none for it, it reads the last one's sums in vain.
+      const std::int32_t part = begin + in_group * step;
       core::SoftmaxState own;
-      std::int64_t at = 0;
-      if (has) {
-        const std::int32_t slot = slot_of(piece, part_shares_[list * kMostParts + part]);
-        const plan::Tile::Row place = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
-        at = plan::partial_row(params_.schedule, tile_class_, slot, place.row, place.head);
-        own.max = __ldcg(tables.partial_max + at);
-        own.sum = __ldcg(tables.partial_sum + at);
+      std::uint32_t offset = 0;  // of its sums, in bytes: at most 2 kMostParts tiles have some
+      if (parts > 0) {
+        const std::int32_t at = first_row + slot_of(piece, shares[min(part, parts - 1)]) * rows;
+        if (part < parts) own = {__ldcg(tables.partial_max + at), __ldcg(tables.partial_sum + at)};
+        offset = static_cast<std::uint32_t>(at) * row_bytes;
       }
-      const std::uint32_t there = __ballot_sync(kAllLanes, has);
-      float4 loaded[kBatch][kVectors];
-      const auto load = [&](int i) {
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const std::int64_t from = __shfl_sync(kAllLanes, at, group + i + j);
-          if ((there >> (group + i + j) & 1U) == 0) continue;
-          const float* acc = tables.partial_acc + from * tables.partial_stride;
-#pragma unroll
-          for (int v = 0; v < kVectors; ++v) {
-            const std::int32_t column = column_of(v, false);
-            if (column >= params_.head_size_v) continue;
-            loaded[j][v] = __ldcg(reinterpret_cast<const float4*>(acc + column));
-          }
-        }
-      };
-      load(0);
-      const float keep = add_state(sums.state, own);
-      const float weight = core::exp_difference(own.max, sums.state.max);
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) scale(sums.acc[v], keep);
+      const std::uint32_t there = __ballot_sync(kAllLanes, part < parts);
       std::uint32_t rounds = there | there >> 16;  // those that some group has a part in
       rounds = (rounds | rounds >> 8) & 0xffU;
+      float weight = 0.0F;
 #pragma unroll 1
-      for (int i = 0; i < kLanes; i += kBatch) {
-        if (i > 0) load(i);
+      for (int i = 0;;) {
+        float4 loaded[kBatch][kVectors];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const std::uint32_t of_part = __shfl_sync(kAllLanes, offset, group + i + j);
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) {
+            loaded[j][v] = *reinterpret_cast<const float4*>(from[v] + of_part);
+          }
+        }
+        if (i == 0) {
+          if (begin == first) meanwhile();
+          const float keep = add_state(sums.state, own);
+          weight = core::exp_difference(own.max, sums.state.max);
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) scale(sums.acc[v], keep);
+        }
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
           const float add = __shfl_sync(kAllLanes, weight, group + i + j);
@@ -299,9 +352,10 @@ class TileMerge {
 #pragma unroll
           for (int v = 0; v < kVectors; ++v) add_scaled(sums.acc[v], add, loaded[j][v]);
         }
-        if (rounds >> (i + kBatch) == 0) break;
+        i += kBatch;
+        if (rounds >> i == 0) break;
       }
-      if (begin + kLanes * step >= parts) break;
+      if (__all_sync(kAllLanes, begin + kLanes * step >= parts)) break;
     }
   }
 
@@ -329,7 +383,8 @@ class TileMerge {
   }
 
   // Into all groups of a warp, which have parts of the same row, the sums of all.
-  __device__ void add_groups(RowSums& sums) const {
+  template <int kVectors>
+  __device__ void add_groups(RowSums<kVectors>& sums) const {
     float max = sums.state.max;
 #pragma unroll
     for (int lanes = kLanes; lanes < kWarp; lanes *= 2) {
@@ -352,58 +407,52 @@ class TileMerge {
     return x;
   }
 
-  // Into the first warp, the sums of all warps; there the columns are spread over all lanes.
-  __device__ void add_warps(RowSums& sums) const {
-    auto* of_warps = reinterpret_cast<WarpSums*>(memory_);
-    WarpSums& own = of_warps[warp_];
+  // Leaves this warp's sums for the first.
+  template <int kVectors>
+  __device__ void put_warp(const RowSums<kVectors>& sums) const {
+    WarpSums& own = reinterpret_cast<WarpSums*>(memory_)[warp_];
+    if (lane_ >= kLanes) return;
     if (lane_ == 0) {
       own.max = sums.state.max;
       own.sum = sums.state.sum;
     }
-    if (lane_ < kLanes) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        *reinterpret_cast<float4*>(own.acc + column_of(v, false)) = sums.acc[v];
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      *reinterpret_cast<float4*>(own.acc + (v * kLanes + lane_) * kColumns) = sums.acc[v];
     }
-    Finish<T>::sync();
-    if (warp_ == 0) {
-      sums = RowSums();
-#pragma unroll
-      for (int w = 0; w < Grid::kConsumers; ++w) {
-        sums.state.max = fmaxf(sums.state.max, of_warps[w].max);
-      }
-#pragma unroll 1
-      for (int w = 0; w < Grid::kConsumers; ++w) {
-        const core::SoftmaxState other{of_warps[w].max, of_warps[w].sum};
-        const float add = core::exp_difference(other.max, sums.state.max);
-        sums.state.sum += scaled_sum(other, sums.state.max);
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-          const std::int32_t column = column_of(v, true);
-          if (column >= T::kHeadSizeV) continue;
-          add_scaled(sums.acc[v], add, *reinterpret_cast<const float4*>(of_warps[w].acc + column));
-        }
-      }
-    }
-    Finish<T>::sync();
   }
 
-  // The first column of a lane's vector: of a group's lanes, or of all.
-  __device__ std::int32_t column_of(int v, bool all_lanes) const {
-    return (all_lanes ? v * kWarp + lane_ : v * kLanes + lane_ % kLanes) * kColumns;
+  // The sums of the first `warps` warps; a lane of the lower half has four columns.
+  __device__ void add_warps(int warps, RowSums<1>& sums) const {
+    const auto* of_warps = reinterpret_cast<const WarpSums*>(memory_);
+#pragma unroll
+    for (int w = 0; w < Grid::kConsumers; ++w) {
+      if (w >= warps) break;
+      sums.state.max = fmaxf(sums.state.max, of_warps[w].max);
+    }
+    const int column = lane_ % (kShareColumns / kColumns) * kColumns;
+#pragma unroll
+    for (int w = 0; w < Grid::kConsumers; ++w) {
+      if (w >= warps) break;
+      const float sum = of_warps[w].sum;
+      const float add = core::exp_difference(of_warps[w].max, sums.state.max);
+      sums.state.sum += isnan(sum) ? sum : sum * add;
+      add_scaled(sums.acc[0], add, *reinterpret_cast<const float4*>(of_warps[w].acc + column));
+    }
   }
 
   // Where a row of the output is, and what its end needs; nowhere if it is not written.
   struct RowOut {
     std::byte* to = nullptr;
+    std::int32_t column = 0;  // the first of those that are written
     RowPlace place{};
     RowScales scales{};
   };
 
-  __device__ RowOut row_out(const CutPiece& piece, std::int32_t row, bool valid) const {
+  // Nowhere unless this lane `writes`.
+  __device__ RowOut row_out(const CutPiece& piece, std::int32_t row, bool writes) const {
     RowOut out;
-    if (!valid || row >= rows_of(piece)) return out;
+    if (!writes) return out;
     const plan::Tile::Row at = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
     const std::int32_t kv_head = piece.kv_head + at.head;
     out.place =
@@ -414,24 +463,31 @@ class TileMerge {
     return out;
   }
 
-  __device__ void write_row(const RowOut& out, const RowSums& sums, bool all_lanes) const {
-    if (out.to == nullptr) return;
-    const bool first = (all_lanes ? lane_ : lane_ % kLanes) == 0;
-    const RowEnd end =
-        finish_row(params_, out.place.token, out.place.head, out.scales, sums.state, first);
+  // Lane `lane` of those of a row writes its columns.
+  template <int kVectors>
+  __device__ void write(const RowOut& out, const core::SoftmaxState& state,
+                        const float4 (&acc)[kVectors], std::int32_t lane) const {
+    constexpr int kStep = kLanes * kColumns;
+    const bool writes = out.to != nullptr;
+    const RowEnd end = finish_row(params_, out.place.token, out.place.head, out.scales, state,
+                                  writes && lane == 0 && out.column == 0);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const std::int32_t column = column_of(v, all_lanes);
-      if (column >= params_.head_size_v) break;
-      const float4& x = sums.acc[v];
-      store(params_.output.dtype, make_float4(end(x.x), end(x.y), end(x.z), end(x.w)),
-            out.to + column * size_of(params_.output.dtype));
+      const std::int32_t column = out.column + v * kStep + lane * kColumns;
+      if (!writes || column >= params_.head_size_v) break;
+      const float4 x = make_float4(end(acc[v].x), end(acc[v].y), end(acc[v].z), end(acc[v].w));
+      std::byte* to = out.to + column * size_of(params_.output.dtype);
+      if (is_fp8(params_.output.dtype)) {
+        store_fp8(x, to);
+      } else {
+        store_four_wide(params_.output.dtype, x, to);
+      }
     }
   }
 
-  // A call: instructions come from memory.
-  static __device__ __noinline__ void store(DType dtype, float4 x, std::byte* to) {
-    store_four(dtype, x, to);
+  // A call: its instructions are many, and seldom needed.
+  static __device__ __noinline__ void store_fp8(float4 x, std::byte* to) {
+    store_four(DType::kE4M3, x, to);
   }
 
   static __device__ void scale(float4& x, float by) {

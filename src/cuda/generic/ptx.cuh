@@ -27,6 +27,13 @@ __device__ inline std::uint32_t shared_address(const void* p) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// A value that the compiler knows nothing of, so that it makes one copy of what depends on it.
+__device__ inline bool opaque(bool x) {
+  std::uint32_t value = x ? 1 : 0;
+  asm volatile("" : "+r"(value));
+  return value != 0;
+}
+
 // --- barriers in shared memory -------------------------------------------------------------------
 
 using Barrier = std::uint64_t;
