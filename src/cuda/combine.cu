@@ -205,7 +205,7 @@ __device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
 
 // Blocks of a worker, for each of the two tiles that a share can cut.
 __host__ __device__ std::int32_t row_blocks(const TileClass& cls) {
-  constexpr std::int32_t kRowsPerBlock = 32;
+  constexpr std::int32_t kRowsPerBlock = 16;
   constexpr std::int32_t kMost = 4;
   const std::int32_t blocks = cls.tile_rows * cls.tile_heads / kRowsPerBlock;
   return blocks < 1 ? 1 : blocks < kMost ? blocks : kMost;

@@ -110,6 +110,8 @@ struct Family {
     cls.max_seq_rows = T::kHeadRows;
     cls.block_keys = T::Grid::kBlockKeys;
     cls.workers = std::min(gpu.num_sms * blocks_per_sm<T>(gpu), kMostParts);
+    cls.block_cost = 2;
+    cls.tile_cost = T::Grid::kTileCost;
     return cls;
   }
 
@@ -134,16 +136,17 @@ struct Family {
     const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
     limits.classes[kWideDecode] = with_wide(gpu, class_of);
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
-    // A tile's end costs as much as reading one and a half blocks.
     for (const std::int32_t c : {kDecode, kWideDecode}) {
-      limits.classes[c].block_cost = 2;
-      limits.classes[c].tile_cost = 3;
-      limits.classes[c].head_lanes = head_lanes(key, limits.classes[c]);
+      TileClass& cls = limits.classes[c];
+      cls.head_lanes = head_lanes(key, cls);
+      // Where every piece is about as long as the others, so are shares with the same number.
+      if (key.policy == SchedulePolicy::kBatchInvariant) cls.tile_cost = std::min(cls.tile_cost, 3);
     }
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
     limits.classes[kDecode].invariant_max_pieces =
         std::clamp(256 / static_cast<std::int32_t>(key.num_kv_heads), 16, 64);
     // Its start and end, queries and results of many rows, take as long as 8 blocks.
+    limits.classes[kPrefill].block_cost = 1;
     limits.classes[kPrefill].tile_cost = 8;
     // Its partials are wide: fewer of them.
     limits.classes[kPrefill].invariant_max_pieces = 4;

@@ -38,6 +38,8 @@ struct WarpGrid {
   // beyond what keeps the memory busy waits in a queue, and instructions behind it; and SMs that
   // are served first end first.
   static constexpr int kBytesUnderWay = 0;
+  // What a tile's start and end take, in times of half a block of keys.
+  static constexpr int kTileCost = 3;
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
   static constexpr int kRowTiles = kRowTilesValue;
@@ -87,6 +89,7 @@ struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
 // sm_100.
 struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
   static constexpr int kBytesUnderWay = 80 * 1024;
+  static constexpr int kTileCost = 14;
 };
 inline constexpr double kFastMemory = 4.2e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
