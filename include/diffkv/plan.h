@@ -36,9 +36,10 @@ struct TileClass {
   // Shares cheaper than this are made only while there are fewer than threads; 0: no such limit.
   std::int32_t least_share_cost = 0;
   // kBatchInvariant cuts only sequences of at most so many tiles a head, each in at most so many
-  // pieces (S_max).
+  // pieces (S_max), at multiples of at least so many keys, which are whole blocks.
   std::int32_t invariant_max_tiles = 1;
   std::int32_t invariant_max_pieces = 16;
+  std::int32_t invariant_least_keys = 2048;
 };
 
 inline constexpr int kMaxTileClasses = 3;

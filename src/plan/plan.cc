@@ -31,12 +31,12 @@ std::int64_t slot_capacity(const PlanKey& key, const ScheduleLimits& limits,
   const TileClass& cls = limits.classes[tile_class];
   // A worker's share cuts at most two tiles, one where it starts and one where it ends.
   if (key.policy == SchedulePolicy::kBalanced) return 2 * std::int64_t{cls.workers};
-  constexpr std::int64_t kLength = plan::kLeastInvariantKeys;
-  std::int64_t pieces = std::min<std::int64_t>(cls.invariant_max_pieces,
-                                               (maxima.max_seq_len + kLength - 1) / kLength);
+  const std::int64_t length = cls.invariant_least_keys;
+  std::int64_t pieces =
+      std::min<std::int64_t>(cls.invariant_max_pieces, (maxima.max_seq_len + length - 1) / length);
   const std::int64_t span =
       plan::window_span(key.mask, key.mask.causal && !key.causal_per_seq, key.mm_ranges, cls);
-  if (span > 0) pieces = std::min(pieces, plan::ranges_reached(span, kLength));
+  if (span > 0) pieces = std::min(pieces, plan::ranges_reached(span, length));
   if (pieces <= 1) return 0;
   const bool last = tile_class + 1 == limits.num_classes;
   const std::int64_t least_rows =

@@ -19,9 +19,6 @@ using core::SeqMask;
 using detail::PlanTables;
 using detail::WorkStart;
 
-// Least length of the key ranges that kBatchInvariant cuts at.
-inline constexpr std::int32_t kLeastInvariantKeys = 2048;
-
 // What the walk needs, as plain pointers in the batch's memory space.
 struct ScheduleView {
   Mask mask;
@@ -220,7 +217,7 @@ DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqT
   InvariantCut cut;
   if (view.policy != SchedulePolicy::kBatchInvariant) return cut;
   const TileClass& cls = view.limits.classes[tiles.tile_class];
-  std::int32_t length = kLeastInvariantKeys;  // at most twice seq_len, which is below 2^30
+  std::int32_t length = cls.invariant_least_keys;  // at most twice seq_len, which is below 2^30
   while (std::int64_t{length} * cls.invariant_max_pieces < seq.seq_len) length *= 2;
   cut.blocks_per_range = divide(length, cls.block_keys);
   if (tiles.tiles_per_head > cls.invariant_max_tiles || seq.seq_len <= length) return cut;

@@ -71,6 +71,7 @@ Inputs random_inputs(std::mt19937& rng, std::int64_t num_seqs) {
     cls.least_cut = uniform(1, 4);
     cls.invariant_max_tiles = uniform(1, 4);
     cls.invariant_max_pieces = uniform(2, 16);
+    cls.invariant_least_keys = 512 << uniform(0, 2);
   }
   if (uniform(0, 1) == 0) in.max_query_len = uniform(1, 20);
   const int long_queries = uniform(0, 20);

@@ -81,7 +81,7 @@ ScheduleLimits make_limits(Bytes& bytes) {
     cls.least_share_cost = static_cast<std::int32_t>(bytes.range(0, 2000));
     cls.invariant_max_tiles = small(6);
     cls.invariant_max_pieces = static_cast<std::int32_t>(bytes.range(1, 20));
-    cls.invariant_max_pieces = static_cast<std::int32_t>(bytes.range(1, 20));
+    cls.invariant_least_keys = 256 << bytes.range(0, 3);
   }
   return limits;
 }

@@ -117,6 +117,7 @@ struct Planned {
       cls.least_share_cost = uniform(rng, 0, 1) == 0 ? 0 : uniform(rng, 1, 2000);
       cls.invariant_max_tiles = 3;
       cls.invariant_max_pieces = 4;
+      cls.invariant_least_keys = 1024 << uniform(rng, 0, 1);
     }
     // Some queries are longer than the batch says.
     if (uniform(rng, 0, 1) == 0) batch.max_query_len = uniform(rng, 1, 6);

@@ -143,8 +143,9 @@ struct Family {
       if (key.policy == SchedulePolicy::kBatchInvariant) cls.tile_cost = std::min(cls.tile_cost, 3);
     }
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
-    limits.classes[kDecode].invariant_max_pieces =
-        std::clamp(256 / static_cast<std::int32_t>(key.num_kv_heads), 16, 64);
+    const auto kv_heads = static_cast<std::int32_t>(key.num_kv_heads);
+    limits.classes[kDecode].invariant_max_pieces = std::clamp(256 / kv_heads, 16, 64);
+    limits.classes[kDecode].invariant_least_keys = kv_heads > 1 ? 2048 : 1024;
     // Its start and end, queries and results of many rows, take as long as 8 blocks.
     limits.classes[kPrefill].block_cost = 1;
     limits.classes[kPrefill].tile_cost = 8;

@@ -83,13 +83,14 @@ struct HeadsDecodeGrid : WarpGrid<4, 2, 1, kKeyAndValueBytes <= 320 ? 64 : 32, 4
 // Up to 4 tokens of a group of 16.
 struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
   static constexpr int kBytesUnderWay = 60 * 1024;
+  static constexpr int kTileCost = 12;
 };
 // The same in longer blocks, of whose instructions more are products, for memory that is faster
 // than those of short ones. They take longer to start and to end, and the shared memory of sm_90 or
 // sm_100.
 struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
   static constexpr int kBytesUnderWay = 80 * 1024;
-  static constexpr int kTileCost = 14;
+  static constexpr int kTileCost = 12;
 };
 inline constexpr double kFastMemory = 4.2e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
