@@ -204,8 +204,8 @@ DIFFKV_HD inline std::int64_t window_span(const Mask& mask, bool causal, bool mm
   return bounded ? std::int64_t{mask.window} + cls.tile_rows : 0;
 }
 
-// kBatchInvariant: keys are cut at multiples of L = max(2048, least power of two >= seq_len /
-// S_max), so a sequence's pieces depend on the sequence alone.
+// kBatchInvariant: keys are cut at multiples of L, the least invariant_least_keys * 2^k that leaves
+// a sequence at most S_max pieces, which so depend on the sequence alone.
 struct InvariantCut {
   std::int32_t ranges = 1;          // of L keys that the sequence has; 1: it is not cut
   std::int32_t slots_per_tile = 1;  // ranges that one of its tiles can reach into

@@ -104,7 +104,7 @@ void add_kernel_sizes(CaseList& list) {
 }
 
 // More tiles of many rows than a GPU has workers, so that workers go from one to the next, where
-// keys are copied in boxes and where pages leave only rows.
+// keys are copied in boxes and where pages leave only rows; and tiles of decode likewise.
 void add_many_tiles(CaseList& list) {
   const NamedBatch batch{"prefill", {{640, 700}}};
   for (const auto& [qk, v] : {std::pair{192, 128}, {256, 256}}) {
@@ -123,6 +123,15 @@ void add_many_tiles(CaseList& list) {
       }
     }
   }
+  // Few rows, and most shares end one cut tile and start another.
+  NamedBatch decode{"decode", {}};
+  for (int i = 0; i < 200; ++i) decode.seqs.push_back({1, 1400 + i * 37 % 300});
+  Case c = base_case(decode);
+  set_heads(c, 2, 1);
+  set_head_sizes(c, 64, 64);
+  set_dtypes(c, DType::kBF16, DType::kBF16);
+  c.block_size = 64;
+  list.add(c, "many_tiles", "64x64_bf16_decode", false);
 }
 
 void add_batches(CaseList& list) {

@@ -98,16 +98,17 @@ every='layer long batch_invariant merge/ model/ kv_dtype full:kernel_size'
 sanitized memcheck 320 "$every" --tool memcheck --error-exitcode 3 &
 sanitized initcheck 320 "$every" --tool initcheck --error-exitcode 3 &
 sanitized synccheck 320 "$every" --tool synccheck --error-exitcode 3 &
+mixed='long/mixed batch_invariant/mixed'
 # The slowest of the tools. The tensor-core kernels have reports that are none (docs/kernels/mma.md
 # says which): theirs are listed, to be judged, and fail nothing.
 (
   DIFFKV_CUDA_KERNEL=fp32
   export DIFFKV_CUDA_KERNEL
-  sanitized racecheck_fp32 320 'layer/ merge/mixed long/mixed batch_invariant/mixed' \
+  sanitized racecheck_fp32 320 "layer/ merge/mixed $mixed" \
     --tool racecheck --error-exitcode 3
 ) &
 sanitized racecheck 320 \
-  'layer/multi layer/mixed full:kernel_size/192x128_bf16 long/mixed batch_invariant/mixed' \
+  "layer/multi layer/mixed full:kernel_size/192x128_bf16 full:many_tiles/64 $mixed" \
   --tool racecheck &
 wait
 

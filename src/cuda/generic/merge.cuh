@@ -1,8 +1,8 @@
 // Cut tiles are merged by the blocks that had their parts, in an order that depends on the plan
 // alone. The block that leaves the last partial merges all rows; of a tile in many parts, whose
 // blocks all end at about the same time, or of more rows than a block merges at once, each merges
-// some rows as soon as the last partial is there. Another kernel would wait for the slowest block,
-// and then for its own instructions and for what says which tiles are cut.
+// some rows, or columns of some, as soon as the last partial is there. Another kernel would wait
+// for the slowest block, and then for its own instructions and for what says which tiles are cut.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -92,7 +92,7 @@ class TileMerge {
 
   // All consumer warps. Also, before, the warp that described the pieces, which `rehearses`: it
   // goes through the instructions that will merge, so that they need not come from memory when
-  // everything waits for them, but neither reads nor writes anything.
+  // everything waits for them, but reads no global memory and writes nothing.
   __device__ void run(bool rehearses) const {
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
@@ -119,7 +119,7 @@ class TileMerge {
     float max;
     float sum;
   };
-  static_assert(Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
+  static_assert(2 * Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
   // Groups of lanes of a block, each of which else has a row at a time.
   static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
   static constexpr int kPartsBarrier = 2;
@@ -189,7 +189,7 @@ class TileMerge {
   static __device__ bool has_many_parts(const CutPiece& piece) {
     return 2 * piece.parts >= kShares * rows_of(piece);
   }
-  // Whether it is merged by a warp; else by a group of lanes.
+  // Else, whether a row is merged by all groups of a warp, and not by one.
   static __device__ bool has_some_parts(const CutPiece& piece) {
     return Grid::kRows <= 64 && piece.parts >= 2 * kGroups;
   }
@@ -271,11 +271,11 @@ class TileMerge {
       add_groups(sums);
       // The first warp may still read what all left of the share before.
       if (share != first) Finish<T>::sync();
-      if (!rehearses) put_warp(sums);
+      if (!rehearses) put_warp(list, sums);
       if (!rehearses) Finish<T>::sync();
       if (warp_ == 0 || rehearses) {
         RowSums<1> all;
-        add_warps(rehearses ? 0 : Grid::kConsumers, all);
+        add_warps(list, rehearses ? 0 : Grid::kConsumers, all);
         write(out, all.state, all.acc, lane_);
       }
       if (rehearses) break;
@@ -407,10 +407,16 @@ class TileMerge {
     return x;
   }
 
+  // Of the tile of a list; each has its own, because the first warp may still read those of the
+  // first list when the others come to the second one.
+  __device__ WarpSums* warp_sums(int list) const {
+    return reinterpret_cast<WarpSums*>(memory_) + list * Grid::kConsumers;
+  }
+
   // Leaves this warp's sums for the first.
   template <int kVectors>
-  __device__ void put_warp(const RowSums<kVectors>& sums) const {
-    WarpSums& own = reinterpret_cast<WarpSums*>(memory_)[warp_];
+  __device__ void put_warp(int list, const RowSums<kVectors>& sums) const {
+    WarpSums& own = warp_sums(list)[warp_];
     if (lane_ >= kLanes) return;
     if (lane_ == 0) {
       own.max = sums.state.max;
@@ -423,8 +429,8 @@ class TileMerge {
   }
 
   // The sums of the first `warps` warps; a lane of the lower half has four columns.
-  __device__ void add_warps(int warps, RowSums<1>& sums) const {
-    const auto* of_warps = reinterpret_cast<const WarpSums*>(memory_);
+  __device__ void add_warps(int list, int warps, RowSums<1>& sums) const {
+    const WarpSums* of_warps = warp_sums(list);
 #pragma unroll
     for (int w = 0; w < Grid::kConsumers; ++w) {
       if (w >= warps) break;
