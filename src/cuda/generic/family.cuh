@@ -139,8 +139,11 @@ struct Family {
     for (const std::int32_t c : {kDecode, kWideDecode}) {
       TileClass& cls = limits.classes[c];
       cls.head_lanes = head_lanes(key, cls);
-      // Where every piece is about as long as the others, so are shares with the same number.
-      if (key.policy == SchedulePolicy::kBatchInvariant) cls.tile_cost = std::min(cls.tile_cost, 3);
+      // Absolute cuts make pieces of about the same length: a tile's start weighs no more than one
+      // of decode, or shares next to each other would differ by a whole piece.
+      if (key.policy == SchedulePolicy::kBatchInvariant) {
+        cls.tile_cost = std::min(cls.tile_cost, Decode::Grid::kTileCost);
+      }
     }
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
     const auto kv_heads = static_cast<std::int32_t>(key.num_kv_heads);
