@@ -257,18 +257,26 @@ void expect_kernels() {
   using Fp8Group = mma::Tile<mma::GroupPrefillGrid, DType::kE4M3, 64, kHeadSizeV>;
   using Wide = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
   using Long = mma::Tile<mma::LongWideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
+  using GroupWide = mma::Tile<mma::GroupWideDecodeGrid, DType::kBF16, 64, kHeadSizeV>;
+  using Fp8Wide = mma::Tile<mma::WideDecodeGrid, DType::kE4M3, 64, kHeadSizeV>;
+  using Fp8Long = mma::Tile<mma::LongWideDecodeGrid, DType::kE4M3, 64, kHeadSizeV>;
+  using Fp8GroupWide = mma::Tile<mma::GroupWideDecodeGrid, DType::kE4M3, 64, kHeadSizeV>;
   using Decode = mma::Tile<mma::DecodeGrid<64, kHeadSizeV>, DType::kBF16, 64, kHeadSizeV>;
   using Heads =
       mma::Tile<mma::HeadsDecodeGrid<(64 + kHeadSizeV) * 2>, DType::kBF16, 64, kHeadSizeV>;
   using Fp8Heads = mma::Tile<mma::HeadsDecodeGrid<64 + kHeadSizeV>, DType::kE4M3, 64, kHeadSizeV>;
   for (const int major : {8, 9, 10, 12}) {
     SCOPED_TRACE(major);
-    EXPECT_TRUE(mma::has_kernel<Wide>(major));
-    EXPECT_EQ(mma::has_kernel<Long>(major), (major == 9 || major == 10) && kHeadSizeV <= 128);
+    const bool hopper = major == 9 && kHeadSizeV <= 128;
+    EXPECT_EQ(mma::has_kernel<Wide>(major), !hopper);
+    EXPECT_EQ(mma::has_kernel<GroupWide>(major), hopper);
+    EXPECT_EQ(mma::has_kernel<Long>(major), major == 10 && kHeadSizeV <= 128);
+    EXPECT_TRUE(mma::has_kernel<Fp8Wide>(major));
+    EXPECT_FALSE(mma::has_kernel<Fp8GroupWide>(major));
+    EXPECT_EQ(mma::has_kernel<Fp8Long>(major), (major == 9 || major == 10) && kHeadSizeV <= 128);
     EXPECT_TRUE(mma::has_kernel<Decode>(major));
     EXPECT_EQ(mma::has_kernel<Heads>(major), major >= 9 && kHeadSizeV <= 128);
     EXPECT_EQ(mma::has_kernel<Fp8Heads>(major), mma::has_kernel<Heads>(major));
-    const bool hopper = major == 9 && kHeadSizeV <= 128;
     EXPECT_EQ(mma::has_kernel<Prefill>(major), !hopper);
     EXPECT_EQ(mma::has_kernel<Group>(major), hopper);
     EXPECT_FALSE(mma::has_kernel<Tall>(major));

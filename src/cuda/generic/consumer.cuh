@@ -35,8 +35,8 @@ class Consumer {
         boxes_(boxes),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp),
-        first_row_(warp_ / Grid::kKeyWarps * Grid::kRowTiles * kMmaRows),
-        key_warp_(warp_ % Grid::kKeyWarps),
+        first_row_(Grid::row_warp(warp_) * Grid::kRowTiles * kMmaRows),
+        key_warp_(Grid::key_warp(warp_)),
         head_(T::kHeads > 1 ? first_row_ / T::kHeadRows : 0),
         always_ruled_(params.soft_cap > 0.0F || params.alibi_slopes.data != nullptr) {}
 
@@ -65,7 +65,7 @@ class Consumer {
   // Warps that decide together what of a slice is computed, and their rows.
   static constexpr int kTogether = Grid::kWarpgroups ? 4 : 1;
   static constexpr int kRowsTogether = kTogether * Grid::kRowTiles * kMmaRows;
-  static_assert(!Grid::kWarpgroups || (Grid::kKeyWarps == 1 && Grid::kRowTiles == 1));
+  static_assert(!Grid::kWarpgroups || (Grid::kWarpKeys == kSliceKeys && Grid::kRowTiles == 1));
   // Scores of few keys are summed in two halves, to have more independent instructions.
   static constexpr int kChains = Grid::kRowTiles * kSliceKeys <= 16 ? 2 : 1;
 
@@ -272,7 +272,18 @@ class Consumer {
     for (int k = 0; k < kStepsQk; ++k) {
       const auto at =
           static_cast<std::uint32_t>(k / kSteps * T::kSlabBytes + k % kSteps * kStepBytes);
-      multiply_64<Element, false>(scores, queries[k], matrix_at(keys + at), k > 0);
+      if constexpr (T::kGroupKeys == kSliceKeys) {
+        multiply_64<Element, false>(scores, queries[k], matrix_at(keys + at), k > 0);
+      } else {
+        // Of each group, keys 0 to 7 and keys 8 to 15.
+        static_assert(T::kGroupKeys == 16);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const auto row = static_cast<std::uint32_t>(half * 8 * T::kSlabRowBytes);
+          multiply_every_second_8<Element>(scores + half, queries[k],
+                                           matrix_at<T::kGroupBytes>(keys + at + row), k > 0);
+        }
+      }
     }
     end_products();
     hold(scores);

@@ -70,6 +70,7 @@ struct Family {
       TileOf<HeadsDecodeGrid<(kHeadSizeQk + kHeadSizeV) * static_cast<int>(size_of(kStored))>>;
   using WideDecode = TileOf<WideDecodeGrid>;
   using LongWideDecode = TileOf<LongWideDecodeGrid>;
+  using GroupWideDecode = TileOf<GroupWideDecodeGrid>;
   using Prefill = TileOf<PrefillGrid>;
   using TallPrefill = TileOf<TallPrefillGrid>;
   using GroupPrefill = TileOf<GroupPrefillGrid>;
@@ -89,6 +90,7 @@ struct Family {
   // GPU, which is the current one.
   template <class Fn>
   static auto with_wide(const Gpu& gpu, Fn&& fn) {
+    if (can_run<GroupWideDecode>(gpu, 2)) return fn(std::type_identity<GroupWideDecode>());
     if (gpu.memory_rate > kFastMemory && can_run<LongWideDecode>(gpu, 2)) {
       return fn(std::type_identity<LongWideDecode>());
     }

@@ -44,7 +44,7 @@ class Finish {
         piece_(piece),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
         warp_(static_cast<std::int32_t>(threadIdx.x) / kWarp),
-        key_warp_(warp_ % Grid::kKeyWarps) {}
+        key_warp_(Grid::key_warp(warp_)) {}
 
   // Tells the other warps that share rows what this one has of the 16 rows from first_row on.
   __device__ void put_states(const RowStates& states, std::int32_t first_row) const {
@@ -167,7 +167,7 @@ class Finish {
     if constexpr (kKeyWarps > 1) {
       turn(sums);
       auto* places = reinterpret_cast<float4*>(shared_.merge) + lane_;
-      const int group = warp_ / kKeyWarps * kKeyWarps;
+      const int group = Grid::row_warp(warp_) * kKeyWarps;
       // What warp `owner` gets from the one that is `distance` behind it.
       const auto place = [&](int owner, int distance, int tile) {
         const int slot = (group + owner) * (kKeyWarps - 1) + kKeyWarps - 1 - distance;

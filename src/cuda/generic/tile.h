@@ -47,6 +47,14 @@ struct WarpGrid {
   static constexpr int kProducers = kProducersValue;
   static constexpr int kBlocksPerSm = kBlocksPerSmValue;  // where they fit
 
+  // Which rows and which keys of a block consumer warp `warp` has.
+  DIFFKV_HD static constexpr int row_warp(int warp) {
+    return kWarpgroups ? warp % kRowWarps : warp / kKeyWarps;
+  }
+  DIFFKV_HD static constexpr int key_warp(int warp) {
+    return kWarpgroups ? warp / kRowWarps : warp % kKeyWarps;
+  }
+
   static constexpr int kRows = kRowWarps * kRowTiles * kMmaRows;
   static constexpr int kHeads = 1;  // KV heads that row warps are divided among
   static constexpr int kWarpKeys = kBlockKeys / kKeyWarps;
@@ -92,6 +100,12 @@ struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
   static constexpr int kBytesUnderWay = 80 * 1024;
   static constexpr int kTileCost = 12;
 };
+// What sm_90a takes instead of both where it can multiply what the cache stores: two warpgroups,
+// each of which has keys of its own and reads them once for all rows.
+struct GroupWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1, true> {
+  static constexpr int kBytesUnderWay = 80 * 1024;
+  static constexpr int kTileCost = 12;
+};
 inline constexpr double kFastMemory = 4.2e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
 // Half the reads of keys and values from shared memory; needs registers that only sm_90a can move.
@@ -111,6 +125,7 @@ DIFFKV_HD constexpr bool has_kernel(int major) {
   const bool tall = hopper && T::kFp8;
   if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
   if (T::Grid::kWarpgroups) return groups;
+  if (T::Grid::kRows == WideDecodeGrid::kRows && groups) return false;
   if (std::is_same_v<typename T::Grid, LongWideDecodeGrid>) {
     return (major == kHopper || major == kBlackwell) && T::kHeadSizeV <= 128;
   }
@@ -138,18 +153,20 @@ struct Tile {
   static constexpr bool kManySums = Grid::kRowTiles > 1 || kHeadSizeV > 128;
   static constexpr bool kGiveRegisters =
       (kManySums || Grid::kWarpgroups) && Grid::kConsumers + Grid::kProducers == 12;
-  // Of a thread then; twelve warps start with 168, which is as many in all.
-  static constexpr int kProducerRegisters = Grid::kWarpgroups ? 88 : 56;
-  static constexpr int kConsumerRegisters = Grid::kWarpgroups ? 208 : 224;
+  // Of a thread then; twelve warps start with 168, and eight of them consume.
+  static constexpr int kConsumerRegisters =
+      !Grid::kWarpgroups ? 224 : (Grid::kKeyWarps > 1 ? 192 : 208);
+  static constexpr int kProducerRegisters = 3 * 168 - 2 * kConsumerRegisters;
 
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
   static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
   static constexpr int kSlabChunks = kSlabRowBytes / 16;
   static constexpr int kHeads = Grid::kHeads;
   static constexpr int kHeadRows = Grid::kRows / kHeads;  // rows of a tile's KV head
-  // A group of keys: the slabs of their keys, head by head, then those of their values. Warpgroups
-  // multiply whole groups.
-  static constexpr int kGroupKeys = Grid::kWarpgroups ? Grid::kBlockKeys : kLeastBoxKeys;
+  // A group of keys: the slabs of their keys, head by head, then those of their values. Large ones
+  // are multiplied in fewer instructions, small ones copied in fewer where pages are small.
+  static constexpr int kGroupKeys =
+      Grid::kWarpgroups && Grid::kKeyWarps == 1 ? Grid::kBlockKeys : kLeastBoxKeys;
   static constexpr int kSlabBytes = kGroupKeys * kSlabRowBytes;
   static constexpr int kKeySlabs = kHeadSizeQk / kSlabColumns;
   static constexpr int kValueSlabs = kHeadSizeV / kSlabColumns;

@@ -51,10 +51,13 @@ __device__ inline void hold(std::uint32_t (&a)[kSteps][4]) {
 }
 
 // A matrix in shared memory whose rows of 128 bytes are permuted as tensor copies permute them, in
-// groups of 8 rows 1024 bytes apart: `address` is that of its first row, or so many bytes into it.
+// groups of 8 rows kApart bytes apart: `address` is that of its first row, or so many bytes into
+// it.
+template <int kApart = 1024>
 __device__ inline std::uint64_t matrix_at(std::uint32_t address) {
+  static_assert(kApart % 1024 == 0 && kApart < 1 << 18);
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
-  constexpr std::uint64_t kGroups = std::uint64_t{1024 / 16} << 32;
+  constexpr std::uint64_t kGroups = std::uint64_t{kApart / 16} << 32;
   constexpr std::uint64_t kUnused = std::uint64_t{1} << 16;
   return kSwizzle128 | kGroups | kUnused | ((address & 0x3ffffU) >> 4);
 }
@@ -70,6 +73,16 @@ __device__ inline std::uint64_t matrix_at(std::uint32_t address) {
       " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}," \
       " {%32, %33, %34, %35}, %36, p, 1, 1, " transposed ";\n\t}"                         \
       : DIFFKV_EIGHT(d, 0), DIFFKV_EIGHT(d, 2), DIFFKV_EIGHT(d, 4), DIFFKV_EIGHT(d, 6)    \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds ? 1 : 0))
+
+#define DIFFKV_FOUR(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define DIFFKV_PRODUCT_32(type)                                                    \
+  DIFFKV_WGMMA(                                                                    \
+      "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %21, 0;\n\t"                           \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                  \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15},"   \
+      " {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n\t}"                               \
+      : DIFFKV_FOUR(d, 0), DIFFKV_FOUR(d, 2), DIFFKV_FOUR(d, 4), DIFFKV_FOUR(d, 6) \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds ? 1 : 0))
 
 // d (+)= a x b in 64 columns of d; b has a key a row: 64 keys with 16 columns each or, if it is
@@ -89,6 +102,19 @@ __device__ inline void multiply_64(float (*d)[4], const std::uint32_t (&a)[4], s
   }
 }
 
+// d (+)= a x b in every second 8 of 64 columns of d: b has a key a row, every second 8 keys of 64.
+template <class Element>
+__device__ inline void multiply_every_second_8(float (*d)[4], const std::uint32_t (&a)[4],
+                                               std::uint64_t b, bool adds) {
+  if constexpr (std::is_same_v<Element, __half>) {
+    DIFFKV_PRODUCT_32("f16");
+  } else {
+    DIFFKV_PRODUCT_32("bf16");
+  }
+}
+
+#undef DIFFKV_PRODUCT_32
+#undef DIFFKV_FOUR
 #undef DIFFKV_PRODUCT
 #undef DIFFKV_EIGHT
 #undef DIFFKV_WGMMA
