@@ -105,13 +105,15 @@ struct Family {
   }
 
   template <class T>
-  static TileClass tile_class(const Gpu& gpu) {
+  static TileClass tile_class(SchedulePolicy policy, const Gpu& gpu) {
     TileClass cls;
     cls.tile_heads = T::kHeads;
     cls.tile_rows = T::kHeadRows;
     cls.max_seq_rows = T::kHeadRows;
     cls.block_keys = T::Grid::kBlockKeys;
-    cls.workers = std::min(gpu.num_sms * blocks_per_sm<T>(gpu), kMostParts);
+    const bool spares_sms = T::Grid::kSparesSms && policy == SchedulePolicy::kBalanced;
+    const int sms = spares_sms ? sms_for_reading(gpu.num_sms) : gpu.num_sms;
+    cls.workers = std::min(sms * blocks_per_sm<T>(gpu), kMostParts);
     cls.block_cost = 2;
     cls.tile_cost = T::Grid::kTileCost;
     return cls;
@@ -134,8 +136,11 @@ struct Family {
         key.policy == SchedulePolicy::kBalanced || key.mask.window > 0 || HeadsDecode::kFp8;
     const bool heads =
         many && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu, 2);
-    limits.classes[kDecode] = heads ? tile_class<HeadsDecode>(gpu) : tile_class<Decode>(gpu);
-    const auto class_of = [&](auto tile) { return tile_class<typename decltype(tile)::type>(gpu); };
+    const auto class_of = [&](auto tile) {
+      return tile_class<typename decltype(tile)::type>(key.policy, gpu);
+    };
+    limits.classes[kDecode] = heads ? class_of(std::type_identity<HeadsDecode>())
+                                    : class_of(std::type_identity<Decode>());
     limits.classes[kWideDecode] = with_wide(gpu, class_of);
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
     for (const std::int32_t c : {kDecode, kWideDecode}) {

@@ -40,6 +40,8 @@ struct WarpGrid {
   static constexpr int kBytesUnderWay = 0;
   // What a tile's start and end take, in times of half a block of keys.
   static constexpr int kTileCost = 3;
+  // Whether memory and not SMs limits the kernel, so that it may do with a few SMs less.
+  static constexpr bool kSparesSms = false;
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
   static constexpr int kRowTiles = kRowTilesValue;
@@ -79,6 +81,7 @@ template <int kHeadSizeQk, int kHeadSizeV>
 struct DecodeGrid : DecodeWarps<kHeadSizeQk, kHeadSizeV> {
   static constexpr int kBytesUnderWay =
       80 * 1024 / DecodeWarps<kHeadSizeQk, kHeadSizeV>::kBlocksPerSm;
+  static constexpr bool kSparesSms = true;
 };
 // The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
 // stretch of memory, which is read in longer bursts than four blocks would. Keys and values of few
@@ -87,6 +90,7 @@ template <int kKeyAndValueBytes>
 struct HeadsDecodeGrid : WarpGrid<4, 2, 1, kKeyAndValueBytes <= 320 ? 64 : 32, 4, 1> {
   static constexpr int kHeads = 4;
   static constexpr int kBytesUnderWay = 80 * 1024;
+  static constexpr bool kSparesSms = true;
 };
 // Up to 4 tokens of a group of 16.
 struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
@@ -105,6 +109,7 @@ struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
 struct GroupWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1, true> {
   static constexpr int kBytesUnderWay = 80 * 1024;
   static constexpr int kTileCost = 12;
+  static constexpr bool kSparesSms = true;
 };
 inline constexpr double kFastMemory = 4.2e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
 using PrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1>;
@@ -113,6 +118,14 @@ using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
 // What sm_90a takes instead where it can multiply what the cache stores, and the sums leave
 // registers for queries.
 using GroupPrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
+
+// SMs of `num_sms` that read as fast as all do: at most one in 32 is left free. A multiple of 16
+// cuts many batches evenly, and the hardware leaves free SMs of the largest clusters, whose SMs
+// have the least of the memory's rate.
+constexpr int sms_for_reading(int num_sms) {
+  const int spare = num_sms % 16;
+  return spare * 32 <= num_sms ? num_sms - spare : num_sms;
+}
 
 // Whether code for compute capability `major`.x has the kernel of a tile; the others' are empty.
 // What the compiler leaves out and what the host launches both follow from this.
