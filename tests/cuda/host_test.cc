@@ -271,9 +271,9 @@ void expect_kernels() {
     EXPECT_EQ(mma::has_kernel<Wide>(major), !hopper);
     EXPECT_EQ(mma::has_kernel<GroupWide>(major), hopper);
     EXPECT_EQ(mma::has_kernel<Long>(major), major == 10 && kHeadSizeV <= 128);
-    EXPECT_TRUE(mma::has_kernel<Fp8Wide>(major));
-    EXPECT_FALSE(mma::has_kernel<Fp8GroupWide>(major));
-    EXPECT_EQ(mma::has_kernel<Fp8Long>(major), (major == 9 || major == 10) && kHeadSizeV <= 128);
+    EXPECT_EQ(mma::has_kernel<Fp8Wide>(major), mma::has_kernel<Wide>(major));
+    EXPECT_EQ(mma::has_kernel<Fp8GroupWide>(major), hopper);
+    EXPECT_EQ(mma::has_kernel<Fp8Long>(major), mma::has_kernel<Long>(major));
     EXPECT_TRUE(mma::has_kernel<Decode>(major));
     EXPECT_EQ(mma::has_kernel<Heads>(major), major >= 9 && kHeadSizeV <= 128);
     EXPECT_EQ(mma::has_kernel<Fp8Heads>(major), mma::has_kernel<Heads>(major));
@@ -290,6 +290,16 @@ TEST(CudaHost, EveryArchitectureHasItsKernels) {
   expect_kernels<64>();
   expect_kernels<128>();
   expect_kernels<256>();
+}
+
+TEST(CudaHost, DecodeSparesOneSmIn32AtMost) {
+  EXPECT_EQ(mma::sms_for_reading(132), 128);
+  EXPECT_EQ(mma::sms_for_reading(128), 128);
+  EXPECT_EQ(mma::sms_for_reading(114), 112);
+  EXPECT_EQ(mma::sms_for_reading(108), 108);
+  EXPECT_EQ(mma::sms_for_reading(20), 20);
+  EXPECT_TRUE((mma::DecodeGrid<192, 128>::kSparesSms));
+  EXPECT_FALSE(mma::GroupPrefillGrid::kSparesSms);
 }
 
 TEST(CudaHost, TheFp32KernelsClassesFitTheGpu) {

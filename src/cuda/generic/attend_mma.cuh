@@ -65,21 +65,21 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     if (merges && describes) {
-      merging = !T::kGiveRegisters;
+      merging = T::kRehearses;
       merge().count_parts();
-      if constexpr (T::kGiveRegisters) merge().leave();
+      if constexpr (!T::kRehearses) merge().leave();
     }
   } else {
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
     Consumer<T>(params, shared, depth, boxes).run();
     if (merges && merge().meet()) {
-      merging = !T::kGiveRegisters;
-      if constexpr (T::kGiveRegisters) merge().run(false);
+      merging = T::kRehearses;
+      if constexpr (!T::kRehearses) merge().run(false);
     }
   }
   // One copy of the instructions that merge, which the describer rehearses; where producers gave
   // registers up, they have too few.
-  if constexpr (!T::kGiveRegisters) {
+  if constexpr (T::kRehearses) {
     if (merging) merge().run(ptx::opaque(!consumes));
     if (merging && !consumes) merge().leave();
   }

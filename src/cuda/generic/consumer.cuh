@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "core/mask.h"
+#include "cuda/generic/convert.cuh"
 #include "cuda/generic/finish.cuh"
 #include "cuda/generic/fragments.cuh"
 #include "cuda/generic/ptx.cuh"
@@ -46,9 +47,7 @@ class Consumer {
       if ((block.flags & kNoMoreWork) != 0) return;
       start_piece();
       for (;;) {
-        run_block(block);
-        __syncwarp();
-        if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice());
+        if (!run_block(block)) release();
         stage_.advance(depth_.stages);
         if ((block.flags & kLastOfPiece) != 0) break;
         block = next_block();
@@ -77,16 +76,25 @@ class Consumer {
     return shared_.stage_infos[slice()];
   }
 
-  __device__ void run_block(const StageInfo& block) {
+  // Gives the slice back to the producer.
+  __device__ void release() const {
+    __syncwarp();
+    if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice());
+  }
+
+  // Returns whether the slice has been given back.
+  __device__ bool run_block(const StageInfo& block) {
     const std::int32_t first = key_warp_ * Grid::kWarpKeys;
+    bool released = false;
 #pragma unroll 1
     for (std::int32_t at = first; at < first + Grid::kWarpKeys; at += kSliceKeys) {
       const std::int32_t first_key = block.first_key + at;
       if (first_key < block.end && first_key + kSliceKeys > block.begin &&
           any_sees(first_key, first_key + kSliceKeys)) {
-        run_slice(block, first_key, at);
+        released = run_slice(block, first_key, at);
       }
     }
+    return released;
   }
 
   __device__ const auto& piece() const { return shared_.pieces[query_.index]; }
@@ -152,9 +160,9 @@ class Consumer {
     return first_key < any_.prefix_end || (first_key < any_.end && last_key > any_.begin);
   }
 
-  // Makes a row of queries fp16, in the order of columns that fragments.cuh says. A row of bf16 is
-  // multiplied with a power of two that brings its largest element to about 1; returns what undoes
-  // that.
+  // Makes a row of queries fp16, in the order of columns that fragments.cuh says, if any. A row of
+  // bf16 is multiplied with a power of two that brings its largest element to about 1; returns what
+  // undoes that.
   __device__ float prepare_query(std::byte* row) {
     constexpr int kItems = (T::kHeadSizeQk / 4 + kWarp - 1) / kWarp;
     const DType dtype = params_.query.dtype;
@@ -178,9 +186,11 @@ class Consumer {
     for (int item = 0; item < kItems; ++item) {
       const std::int32_t column = (lane_ + item * kWarp) * 4;
       if (column >= T::kHeadSizeQk) continue;
-      auto* group = reinterpret_cast<std::uint32_t*>(row) + column / 16 * 8 + column % 16 / 4;
-      group[0] = pairs[item][0];
-      group[4] = pairs[item][1];
+      auto* words = reinterpret_cast<std::uint32_t*>(row);
+      if constexpr (T::kMixesColumns) words += column / 16 * 8 + column % 16 / 4;
+      if constexpr (!T::kMixesColumns) words += column / 2;
+      words[0] = pairs[item][0];
+      words[T::kMixesColumns ? 4 : 1] = pairs[item][1];
     }
     return factor;
   }
@@ -213,12 +223,29 @@ class Consumer {
     return factor;
   }
 
-  // Keys of a block from its key `at` on.
-  __device__ void run_slice(const StageInfo& block, std::int32_t first_key, std::int32_t at) {
+  // Keys of a block from its key `at` on. Returns whether the slice has been given back.
+  __device__ bool run_slice(const StageInfo& block, std::int32_t first_key, std::int32_t at) {
     std::byte* boxes = shared_.stages + stage_.index * T::kStageBytes + row_of_key<T>(at);
-    const std::uint32_t keys =
+    std::uint32_t keys =
         ptx::shared_address(boxes) + static_cast<std::uint32_t>(head_ * T::kKeyHeadBytes);
     boxes += head_ * T::kValueHeadBytes;  // for their values
+    const std::int32_t last_key = first_key + kSliceKeys;
+    const auto& p = piece();
+    const bool masked =
+        !((first_key >= all_.begin && last_key <= all_.end) || last_key <= all_.prefix_end);
+    const bool biased = params_.qq_bias != nullptr && last_key > p.context_len &&
+                        first_key < p.context_len + params_.qq_bias_size;
+    bool by_element = false;
+    if constexpr (T::kConverts) {
+      by_element = (masked || biased) && clear_and_inspect(boxes, block, first_key, biased);
+      std::byte* converted = shared_.converted + key_warp_ * T::Operands::kGroupBytes;
+      keys = ptx::shared_address(converted);
+      sync_together();  // the slice before has been multiplied
+      convert_keys<T>(boxes, converted);
+      ptx::fence_before_tensor_copies();  // wgmma reads as these copies write
+      sync_together();
+      if (!by_element) release();
+    }
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     if constexpr (Grid::kWarpgroups) {
       multiply_keys_together(keys, scores[0]);
@@ -226,12 +253,6 @@ class Consumer {
       multiply_keys(keys, scores);
     }
 
-    const std::int32_t last_key = first_key + kSliceKeys;
-    const auto& p = piece();
-    const bool masked =
-        !((first_key >= all_.begin && last_key <= all_.end) || last_key <= all_.prefix_end);
-    const bool biased = params_.qq_bias != nullptr && last_key > p.context_len &&
-                        first_key < p.context_len + params_.qq_bias_size;
     const bool ruled = always_ruled_ || biased || !(p.score_scale[head_] > 0.0F);
     std::uint32_t hidden[Grid::kRowTiles] = {};
     // One jump over everything where there is nothing to do: each is a long one.
@@ -244,8 +265,9 @@ class Consumer {
       }
     }
     weigh(scores, ruled);
-    const bool by_element =
-        (masked || biased) && clear_and_inspect(boxes, block, first_key, biased);
+    if constexpr (!T::kConverts) {
+      by_element = (masked || biased) && clear_and_inspect(boxes, block, first_key, biased);
+    }
     if (by_element) {
       add_visible_values(boxes, scores, hidden);
     } else if constexpr (Grid::kWarpgroups) {
@@ -253,13 +275,22 @@ class Consumer {
     } else {
       add_values(ptx::shared_address(boxes), scores);
     }
+    if constexpr (T::kConverts) return !by_element;
     if (masked) ptx::fence_before_tensor_copies();
+    return false;
+  }
+
+  // The warps of a warpgroup.
+  __device__ void sync_together() const {
+    ptx::sync(kTogetherBarrier + warp_ / kTogether, kTogether * kWarp);
   }
 
   // The same by four warps, of a whole block.
   __device__ void multiply_keys_together(std::uint32_t keys, float (&scores)[kSliceKeys / 8][4]) {
-    constexpr int kSteps = T::kSlabRowBytes / kStepBytes;  // of a slab
-    if (!boxes_) ptx::fence_before_tensor_copies();        // wgmma reads as these copies write
+    using Operands = typename T::Operands;
+    constexpr int kSteps = Operands::kRowBytes / kStepBytes;  // of a slab
+    if (!T::kConverts && !boxes_)
+      ptx::fence_before_tensor_copies();  // wgmma reads as these copies write
     // CUDA 13.0 gives weights the registers of queries that are kept from one block to the next.
     std::uint32_t queries[kStepsQk][4];
 #pragma unroll
@@ -271,17 +302,17 @@ class Consumer {
 #pragma unroll
     for (int k = 0; k < kStepsQk; ++k) {
       const auto at =
-          static_cast<std::uint32_t>(k / kSteps * T::kSlabBytes + k % kSteps * kStepBytes);
-      if constexpr (T::kGroupKeys == kSliceKeys) {
+          static_cast<std::uint32_t>(k / kSteps * Operands::kSlabBytes + k % kSteps * kStepBytes);
+      if constexpr (Operands::kGroupKeys == kSliceKeys) {
         multiply_64<Element, false>(scores, queries[k], matrix_at(keys + at), k > 0);
       } else {
         // Of each group, keys 0 to 7 and keys 8 to 15.
-        static_assert(T::kGroupKeys == 16);
+        static_assert(Operands::kGroupKeys == 16);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const auto row = static_cast<std::uint32_t>(half * 8 * T::kSlabRowBytes);
-          multiply_every_second_8<Element>(scores + half, queries[k],
-                                           matrix_at<T::kGroupBytes>(keys + at + row), k > 0);
+          const auto row = static_cast<std::uint32_t>(half * 8 * Operands::kRowBytes);
+          multiply_every_second_8<Element>(
+              scores + half, queries[k], matrix_at<Operands::kGroupBytes>(keys + at + row), k > 0);
         }
       }
     }
@@ -291,6 +322,7 @@ class Consumer {
 
   __device__ void add_values_together(std::uint32_t keys,
                                       const float (&weights)[kSliceKeys / 8][4]) {
+    using Operands = typename T::Operands;
     constexpr int kSteps = kSliceKeys / kMmaRows;
     std::uint32_t a[kSteps][4];
 #pragma unroll
@@ -302,8 +334,10 @@ class Consumer {
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
       for (int slab = 0; slab < T::kValueSlabs; ++slab) {
-        const auto at = static_cast<std::uint32_t>(row_of_key<T>(k * kMmaRows) + T::kValuesInGroup +
-                                                   slab * T::kSlabBytes);
+        const auto at =
+            static_cast<std::uint32_t>(k * kMmaRows / Operands::kGroupKeys * Operands::kGroupBytes +
+                                       k * kMmaRows % Operands::kGroupKeys * Operands::kRowBytes +
+                                       Operands::kValues + slab * Operands::kSlabBytes);
         multiply_64<Element, true>(sums_[0] + 8 * slab, a[k], matrix_at(keys + at), true);
       }
     }

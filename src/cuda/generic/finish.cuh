@@ -224,7 +224,7 @@ class Finish {
 
   // Neighbouring columns of a row that a lane holds: two of a tile or, of fp8, four of two tiles
   // (see column_of).
-  static constexpr int kTiles = T::kFp8 ? 2 : 1;
+  static constexpr int kTiles = T::kMixesColumns ? 2 : 1;
   static constexpr int kColumns = 2 * kTiles;
 
   __device__ int first_column(int tile) const {

@@ -139,7 +139,7 @@ __device__ inline std::uint32_t query_address(std::uint32_t rows, int lane) {
 template <class T>
 __device__ constexpr int column_of(int n, int lane, int i) {
   const int t = lane % 4;
-  return T::kFp8 ? n / 2 * 16 + 4 * t + 2 * i + n % 2 : n * 8 + 2 * t + i;
+  return T::kMixesColumns ? n / 2 * 16 + 4 * t + 2 * i + n % 2 : n * 8 + 2 * t + i;
 }
 
 // Whether some of 16 bytes of stored elements are infinite or NaN.

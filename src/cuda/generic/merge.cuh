@@ -295,7 +295,7 @@ class TileMerge {
     const std::int32_t in_group = lane_ % kLanes;
     const std::int32_t group = lane_ - in_group;
     const std::uint16_t* shares = part_shares_ + list * kMostParts;
-    const auto* memory = T::kGiveRegisters || parts > 0
+    const auto* memory = !T::kRehearses || parts > 0
                              ? reinterpret_cast<const std::byte*>(tables.partial_acc)
                              : reinterpret_cast<const std::byte*>(part_shares_);
     // Columns that are not there are read from others, and not written.

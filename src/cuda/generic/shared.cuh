@@ -17,6 +17,7 @@ struct Shared {
   __device__ Shared(std::byte* base, Depth depth) {
     const SharedLayout<T> layout(depth);
     stages = base;
+    converted = base + layout.converted;
     queries = base + layout.queries;
     merge = reinterpret_cast<float*>(base + layout.merge);
     pieces = reinterpret_cast<Piece*>(base + layout.pieces);
@@ -35,6 +36,7 @@ struct Shared {
   }
 
   std::byte* stages;       // [stages, boxes of a block, kGroupBytes], see chunk_at()
+  std::byte* converted;    // [kKeyWarps, Operands::kGroupBytes], if T::kConverts
   std::byte* queries;      // [query buffers, kRows, kQueryPitch]
   float* merge;            // [consumers, kKeyWarps - 1, kMergeTiles, lanes, 4], see Finish::merge
   Piece* pieces;           // [query buffers]

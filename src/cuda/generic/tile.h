@@ -108,7 +108,7 @@ struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
 // each of which has keys of its own and reads them once for all rows.
 struct GroupWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1, true> {
   static constexpr int kBytesUnderWay = 80 * 1024;
-  static constexpr int kTileCost = 12;
+  static constexpr int kTileCost = 3;
   static constexpr bool kSparesSms = true;
 };
 inline constexpr double kFastMemory = 4.2e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
@@ -134,7 +134,7 @@ inline constexpr int kBlackwell = 10;
 template <class T>
 DIFFKV_HD constexpr bool has_kernel(int major) {
   const bool hopper = major == kHopper && T::kHeadSizeV <= 128;
-  const bool groups = hopper && !T::kFp8;
+  const bool groups = hopper && (!T::kFp8 || T::Grid::kRows == WideDecodeGrid::kRows);
   const bool tall = hopper && T::kFp8;
   if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
   if (T::Grid::kWarpgroups) return groups;
@@ -146,6 +146,22 @@ DIFFKV_HD constexpr bool has_kernel(int major) {
   if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
   return true;
 }
+
+// Keys and values as warpgroups multiply them, in groups of kGroupKeys keys: slabs of 64 columns of
+// keys, then those of values.
+template <int kGroupKeysValue, int kKeySlabs, int kValueSlabs>
+struct WarpgroupOperands {
+  static constexpr int kGroupKeys = kGroupKeysValue;
+  static constexpr int kRowBytes = kSlabColumns * 2;  // of one key of a slab
+  static constexpr int kSlabBytes = kGroupKeys * kRowBytes;
+  static constexpr int kValues = kKeySlabs * kSlabBytes;
+  static constexpr int kGroupBytes = kValues + kValueSlabs * kSlabBytes;
+
+  // Of a key of the first group: chunk `chunk` of 16 bytes, permuted as tensor copies do it.
+  DIFFKV_HD static constexpr int chunk_at(int key, int chunk) {
+    return chunk / 8 * kSlabBytes + key * kRowBytes + (chunk % 8 ^ key % 8) * 16;
+  }
+};
 
 // One kernel: a warp grid, the type of the cache, and the head sizes it has room for. True sizes
 // may be smaller. Queries are of the cache's type or, with fp8, of any type of 1 or 2 bytes: they
@@ -168,8 +184,10 @@ struct Tile {
       (kManySums || Grid::kWarpgroups) && Grid::kConsumers + Grid::kProducers == 12;
   // Of a thread then; twelve warps start with 168, and eight of them consume.
   static constexpr int kConsumerRegisters =
-      !Grid::kWarpgroups ? 224 : (Grid::kKeyWarps > 1 ? 192 : 208);
+      !Grid::kWarpgroups ? 224 : (Grid::kKeyWarps > 1 ? 184 : 208);
   static constexpr int kProducerRegisters = 3 * 168 - 2 * kConsumerRegisters;
+  // Whether producers have enough to go through what consumers do when they merge tiles.
+  static constexpr bool kRehearses = !kGiveRegisters || kProducerRegisters >= 128;
 
   static constexpr int kStoredBytes = kFp8 ? 1 : 2;
   static constexpr int kSlabRowBytes = kSlabColumns * kStoredBytes;  // of one key
@@ -183,6 +201,14 @@ struct Tile {
   static constexpr int kSlabBytes = kGroupKeys * kSlabRowBytes;
   static constexpr int kKeySlabs = kHeadSizeQk / kSlabColumns;
   static constexpr int kValueSlabs = kHeadSizeV / kSlabColumns;
+  // Whether columns of queries and sums have another order than those of the cache, see
+  // fragments.cuh.
+  static constexpr bool kMixesColumns = kFp8 && !Grid::kWarpgroups;
+  // Warpgroups multiply 16-bit types as they are stored; others they convert first.
+  static constexpr bool kConverts = kFp8 && Grid::kWarpgroups;
+  using Operands =
+      WarpgroupOperands<kConverts ? Grid::kWarpKeys : kGroupKeys, kKeySlabs, kValueSlabs>;
+  static constexpr int kConvertedBytes = kConverts ? Grid::kKeyWarps * Operands::kGroupBytes : 0;
   static constexpr int kKeyHeadBytes = kKeySlabs * kSlabBytes;  // from one KV head to the next
   static constexpr int kValueHeadBytes = kValueSlabs * kSlabBytes;
   static constexpr int kValuesInGroup = kHeads * kKeyHeadBytes;
@@ -294,7 +320,8 @@ struct SharedLayout {
   using Piece = PieceInfo<T::Grid::kRows, T::kHeads>;
 
   DIFFKV_HD explicit SharedLayout(Depth depth)
-      : queries(depth.stages * T::kStageBytes),
+      : converted(depth.stages * T::kStageBytes),
+        queries(converted + T::kConvertedBytes),
         merge(queries + depth.query_buffers * T::kQueryBytes),
         pieces(merge + T::kMergeBytes),
         row_max(pieces + depth.query_buffers * static_cast<int>(sizeof(Piece))),
@@ -309,6 +336,7 @@ struct SharedLayout {
   static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
 
+  int converted;
   int queries;
   int merge;
   int pieces;
