@@ -156,6 +156,8 @@ struct Family {
     const auto kv_heads = static_cast<std::int32_t>(key.num_kv_heads);
     limits.classes[kDecode].invariant_max_pieces = std::clamp(256 / kv_heads, 16, 64);
     limits.classes[kDecode].invariant_least_keys = kv_heads > 1 ? 2048 : 1024;
+    // A piece of 64 rows takes longer to end, and leaves partials four times as large.
+    limits.classes[kWideDecode].invariant_least_keys = 4096;
     // Its start and end, queries and results of many rows, take as long as 8 blocks.
     limits.classes[kPrefill].block_cost = 1;
     limits.classes[kPrefill].tile_cost = 8;
