@@ -286,6 +286,32 @@ void expect_kernels() {
   }
 }
 
+// Of speculative decode 9.0 has one kernel, whose stages fit.
+template <DType kStored, int kHeadSizeQk, int kHeadSizeV>
+void expect_wide_kernel() {
+  using Wide = mma::Tile<mma::WideDecodeGrid, kStored, kHeadSizeQk, kHeadSizeV>;
+  using Group = mma::Tile<mma::GroupWideDecodeGrid, kStored, kHeadSizeQk, kHeadSizeV>;
+  SCOPED_TRACE(std::to_string(kHeadSizeQk) + "/" + std::to_string(kHeadSizeV));
+  const bool fits = mma::SharedLayout<Group>({2, 1}).bytes <= 227 * 1024;
+  EXPECT_EQ(mma::has_kernel<Group>(9), fits && kHeadSizeV <= 128);
+  EXPECT_NE(mma::has_kernel<Wide>(9), mma::has_kernel<Group>(9));
+  for (const int major : {8, 10, 12}) {
+    EXPECT_TRUE(mma::has_kernel<Wide>(major));
+    EXPECT_FALSE(mma::has_kernel<Group>(major));
+  }
+}
+
+TEST(CudaHost, SpeculativeDecodeHasAKernelOfEverySize) {
+  expect_wide_kernel<DType::kBF16, 192, 128>();
+  expect_wide_kernel<DType::kE4M3, 192, 128>();
+  expect_wide_kernel<DType::kBF16, 256, 128>();
+  expect_wide_kernel<DType::kE4M3, 256, 128>();
+  expect_wide_kernel<DType::kF16, 384, 128>();
+  expect_wide_kernel<DType::kF16, 256, 256>();
+  using Large = mma::Tile<mma::WideDecodeGrid, DType::kBF16, 256, 128>;
+  EXPECT_TRUE(mma::has_kernel<Large>(9));
+}
+
 TEST(CudaHost, EveryArchitectureHasItsKernels) {
   expect_kernels<64>();
   expect_kernels<128>();

@@ -77,8 +77,8 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
       if constexpr (!T::kRehearses) merge().run(false);
     }
   }
-  // One copy of the instructions that merge, which the describer rehearses; where producers gave
-  // registers up, they have too few.
+  // One copy of the instructions that merge, which the describer rehearses, unless producers gave
+  // up too many registers.
   if constexpr (T::kRehearses) {
     if (merging) merge().run(ptx::opaque(!consumes));
     if (merging && !consumes) merge().leave();

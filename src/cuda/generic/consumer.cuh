@@ -285,7 +285,7 @@ class Consumer {
     ptx::sync(kTogetherBarrier + warp_ / kTogether, kTogether * kWarp);
   }
 
-  // The same by four warps, of a whole block.
+  // Scores of a slice by four warps.
   __device__ void multiply_keys_together(std::uint32_t keys, float (&scores)[kSliceKeys / 8][4]) {
     using Operands = typename T::Operands;
     constexpr int kSteps = Operands::kRowBytes / kStepBytes;  // of a slab

@@ -80,7 +80,8 @@ struct Family {
   // cannot be multiplied so.
   template <class T>
   static bool can_run(const Gpu& gpu, std::int32_t stages = 1) {
-    if constexpr (has_kernel<T>(kHopper) || has_kernel<T>(kHopper - 1)) {
+    if constexpr (has_kernel<T>(kHopper - 1) || has_kernel<T>(kHopper) ||
+                  has_kernel<T>(kBlackwell)) {
       return has_kernel<T>(code_of<attend_mma<T>>(gpu) / 10) && depth_on<T>(gpu).stages >= stages;
     }
     return false;
@@ -144,13 +145,16 @@ struct Family {
     limits.classes[kWideDecode] = with_wide(gpu, class_of);
     limits.classes[kPrefill] = with_prefill(gpu, class_of);
     for (const std::int32_t c : {kDecode, kWideDecode}) {
-      TileClass& cls = limits.classes[c];
-      cls.head_lanes = head_lanes(key, cls);
+      limits.classes[c].head_lanes = head_lanes(key, limits.classes[c]);
+    }
+    if (key.policy == SchedulePolicy::kBatchInvariant) {
       // Absolute cuts make pieces of about the same length: a tile's start weighs no more than one
       // of decode, or shares next to each other would differ by a whole piece.
-      if (key.policy == SchedulePolicy::kBatchInvariant) {
-        cls.tile_cost = std::min(cls.tile_cost, Decode::Grid::kTileCost);
-      }
+      TileClass& wide = limits.classes[kWideDecode];
+      wide.tile_cost = std::min(wide.tile_cost, Decode::Grid::kTileCost);
+      // Of one head, whole tiles of short sequences stand beside pieces of long ones: they weigh
+      // more.
+      if (!heads) limits.classes[kDecode].tile_cost = 16;
     }
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
     const auto kv_heads = static_cast<std::int32_t>(key.num_kv_heads);

@@ -104,11 +104,10 @@ struct LongWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1> {
   static constexpr int kBytesUnderWay = 80 * 1024;
   static constexpr int kTileCost = 12;
 };
-// What sm_90a takes instead of both where it can multiply what the cache stores: two warpgroups,
-// each of which has keys of its own and reads them once for all rows.
+// What sm_90a takes instead of both where its shared memory holds two stages of it: two warpgroups,
+// each of which has keys of its own and reads, or converts, them once for all rows.
 struct GroupWideDecodeGrid : WarpGrid<4, 2, 1, 128, 4, 1, true> {
   static constexpr int kBytesUnderWay = 80 * 1024;
-  static constexpr int kTileCost = 3;
   static constexpr bool kSparesSms = true;
 };
 inline constexpr double kFastMemory = 4.2e12;  // bytes/s; an H100 has 3.4e12, an H200 4.9e12
@@ -119,32 +118,13 @@ using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
 // registers for queries.
 using GroupPrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
 
-// SMs of `num_sms` that read as fast as all do: at most one in 32 is left free. A multiple of 16
-// cuts many batches evenly, and the hardware leaves free SMs of the largest clusters, whose SMs
-// have the least of the memory's rate.
+// SMs of `num_sms` for whose blocks shares are made, which read as fast as all do: at most one in
+// 32 is left out. A multiple of 16 cuts many batches evenly, and the hardware leaves SMs of the
+// largest clusters free, or with one block instead of two, whose SMs have the least of the memory's
+// rate.
 constexpr int sms_for_reading(int num_sms) {
   const int spare = num_sms % 16;
   return spare * 32 <= num_sms ? num_sms - spare : num_sms;
-}
-
-// Whether code for compute capability `major`.x has the kernel of a tile; the others' are empty.
-// What the compiler leaves out and what the host launches both follow from this.
-inline constexpr int kHopper = 9;
-inline constexpr int kBlackwell = 10;
-template <class T>
-DIFFKV_HD constexpr bool has_kernel(int major) {
-  const bool hopper = major == kHopper && T::kHeadSizeV <= 128;
-  const bool groups = hopper && (!T::kFp8 || T::Grid::kRows == WideDecodeGrid::kRows);
-  const bool tall = hopper && T::kFp8;
-  if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
-  if (T::Grid::kWarpgroups) return groups;
-  if (T::Grid::kRows == WideDecodeGrid::kRows && groups) return false;
-  if (std::is_same_v<typename T::Grid, LongWideDecodeGrid>) {
-    return (major == kHopper || major == kBlackwell) && T::kHeadSizeV <= 128;
-  }
-  if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
-  if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
-  return true;
 }
 
 // Keys and values as warpgroups multiply them, in groups of kGroupKeys keys: slabs of 64 columns of
@@ -319,7 +299,7 @@ template <class T>
 struct SharedLayout {
   using Piece = PieceInfo<T::Grid::kRows, T::kHeads>;
 
-  DIFFKV_HD explicit SharedLayout(Depth depth)
+  DIFFKV_HD constexpr explicit SharedLayout(Depth depth)
       : converted(depth.stages * T::kStageBytes),
         queries(converted + T::kConvertedBytes),
         merge(queries + depth.query_buffers * T::kQueryBytes),
@@ -349,5 +329,29 @@ struct SharedLayout {
   int began;
   int bytes;
 };
+
+// Whether code for compute capability `major`.x has the kernel of a tile; the others' are empty.
+// What the compiler leaves out and what the host launches both follow from this.
+inline constexpr int kHopper = 9;
+inline constexpr int kHopperSharedBytes = 227 * 1024;  // that a block of 9.0 may have
+inline constexpr int kBlackwell = 10;
+template <class T>
+DIFFKV_HD constexpr bool has_kernel(int major) {
+  using GroupWide = Tile<GroupWideDecodeGrid, T::kStored, T::kHeadSizeQk, T::kHeadSizeV>;
+  const bool hopper = major == kHopper && T::kHeadSizeV <= 128;
+  const bool wide_groups = hopper && SharedLayout<GroupWide>({2, 1}).bytes <= kHopperSharedBytes;
+  if (T::Grid::kHeads > 1) return major >= kHopper && T::kHeadSizeV <= 128;
+  if (T::Grid::kRows == WideDecodeGrid::kRows) {
+    if (T::Grid::kWarpgroups) return wide_groups;
+    const bool is_long = std::is_same_v<typename T::Grid, LongWideDecodeGrid>;
+    return is_long ? major == kBlackwell && T::kHeadSizeV <= 128 : !wide_groups;
+  }
+  const bool groups = hopper && !T::kFp8;
+  const bool tall = hopper && T::kFp8;
+  if (T::Grid::kWarpgroups) return groups;
+  if (T::Grid::kRows == TallPrefillGrid::kRows) return tall;
+  if (T::Grid::kRows == PrefillGrid::kRows) return !tall && !groups;
+  return true;
+}
 
 }  // namespace diffkv::cuda::mma
