@@ -222,8 +222,8 @@ class Finish {
     }
   }
 
-  // Neighbouring columns of a row that a lane holds: two of a tile or, of mixed columns, four of two tiles
-  // (see column_of).
+  // Neighbouring columns of a row that a lane holds: two of a tile or, of mixed columns, four of
+  // two tiles (see column_of).
   static constexpr int kTiles = T::kMixesColumns ? 2 : 1;
   static constexpr int kColumns = 2 * kTiles;
 
