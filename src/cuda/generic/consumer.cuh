@@ -186,9 +186,8 @@ class Consumer {
     for (int item = 0; item < kItems; ++item) {
       const std::int32_t column = (lane_ + item * kWarp) * 4;
       if (column >= T::kHeadSizeQk) continue;
-      auto* words = reinterpret_cast<std::uint32_t*>(row);
-      if constexpr (T::kMixesColumns) words += column / 16 * 8 + column % 16 / 4;
-      if constexpr (!T::kMixesColumns) words += column / 2;
+      auto* words = reinterpret_cast<std::uint32_t*>(row) +
+                    (T::kMixesColumns ? column / 16 * 8 + column % 16 / 4 : column / 2);
       words[0] = pairs[item][0];
       words[T::kMixesColumns ? 4 : 1] = pairs[item][1];
     }
@@ -288,9 +287,10 @@ class Consumer {
   // Scores of a slice by four warps.
   __device__ void multiply_keys_together(std::uint32_t keys, float (&scores)[kSliceKeys / 8][4]) {
     using Operands = typename T::Operands;
-    constexpr int kSteps = Operands::kRowBytes / kStepBytes;  // of a slab
-    if (!T::kConverts && !boxes_)
-      ptx::fence_before_tensor_copies();  // wgmma reads as these copies write
+    constexpr int kSteps = Operands::kSlabRowBytes / kStepBytes;  // of a slab
+    if constexpr (!T::kConverts) {
+      if (!boxes_) ptx::fence_before_tensor_copies();  // wgmma reads as these copies write
+    }
     // CUDA 13.0 gives weights the registers of queries that are kept from one block to the next.
     std::uint32_t queries[kStepsQk][4];
 #pragma unroll
@@ -310,7 +310,7 @@ class Consumer {
         static_assert(Operands::kGroupKeys == 16);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const auto row = static_cast<std::uint32_t>(half * 8 * Operands::kRowBytes);
+          const auto row = static_cast<std::uint32_t>(half * 8 * Operands::kSlabRowBytes);
           multiply_every_second_8<Element>(
               scores + half, queries[k], matrix_at<Operands::kGroupBytes>(keys + at + row), k > 0);
         }
@@ -335,9 +335,8 @@ class Consumer {
 #pragma unroll
       for (int slab = 0; slab < T::kValueSlabs; ++slab) {
         const auto at =
-            static_cast<std::uint32_t>(k * kMmaRows / Operands::kGroupKeys * Operands::kGroupBytes +
-                                       k * kMmaRows % Operands::kGroupKeys * Operands::kRowBytes +
-                                       Operands::kValues + slab * Operands::kSlabBytes);
+            static_cast<std::uint32_t>(row_of_key<Operands>(k * kMmaRows) +
+                                       Operands::kValuesInGroup + slab * Operands::kSlabBytes);
         multiply_64<Element, true>(sums_[0] + 8 * slab, a[k], matrix_at(keys + at), true);
       }
     }

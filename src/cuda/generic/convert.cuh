@@ -24,8 +24,8 @@ __device__ inline void convert_keys(const std::byte* stored, std::byte* converte
   const int row = thread / kRowChunks;
   const int chunk = thread % kRowChunks;
   const std::byte* from = stored + chunk_at<T>(row, chunk);
-  std::byte* to[2] = {converted + Operands::chunk_at(row, 2 * chunk),
-                      converted + Operands::chunk_at(row, 2 * chunk + 1)};
+  std::byte* to[2] = {converted + chunk_at<Operands>(row, 2 * chunk),
+                      converted + chunk_at<Operands>(row, 2 * chunk + 1)};
   // All loads before the stores, which the compiler must take to write what they read.
   constexpr int kSlabs = T::kKeySlabs + T::kValueSlabs;
   constexpr int kParts = T::Grid::kWarpKeys / kRows;
@@ -48,7 +48,7 @@ __device__ inline void convert_keys(const std::byte* stored, std::byte* converte
       halves_of_bytes<T::kStored>(bytes.y, half[0].z, half[0].w);
       halves_of_bytes<T::kStored>(bytes.z, half[1].x, half[1].y);
       halves_of_bytes<T::kStored>(bytes.w, half[1].z, half[1].w);
-      const int at = slab * Operands::kSlabBytes + part * kRows * Operands::kRowBytes;
+      const int at = slab * Operands::kSlabBytes + row_of_key<Operands>(part * kRows);
       *reinterpret_cast<uint4*>(to[0] + at) = half[0];
       *reinterpret_cast<uint4*>(to[1] + at) = half[1];
     }

@@ -91,7 +91,7 @@ struct Family {
   // GPU, which is the current one.
   template <class Fn>
   static auto with_wide(const Gpu& gpu, Fn&& fn) {
-    if (can_run<GroupWideDecode>(gpu, 2)) return fn(std::type_identity<GroupWideDecode>());
+    if (can_run<GroupWideDecode>(gpu)) return fn(std::type_identity<GroupWideDecode>());
     if (gpu.memory_rate > kFastMemory && can_run<LongWideDecode>(gpu, 2)) {
       return fn(std::type_identity<LongWideDecode>());
     }

@@ -40,7 +40,7 @@ struct WarpGrid {
   static constexpr int kBytesUnderWay = 0;
   // What a tile's start and end take, in times of half a block of keys.
   static constexpr int kTileCost = 3;
-  // Whether memory and not SMs limits the kernel, so that it may do with a few SMs less.
+  // Whether balanced shares are made for sms_for_reading() SMs, and not for all.
   static constexpr bool kSparesSms = false;
   static constexpr int kRowWarps = kRowWarpsValue;
   static constexpr int kKeyWarps = kKeyWarpsValue;
@@ -127,20 +127,16 @@ constexpr int sms_for_reading(int num_sms) {
   return spare * 32 <= num_sms ? num_sms - spare : num_sms;
 }
 
-// Keys and values as warpgroups multiply them, in groups of kGroupKeys keys: slabs of 64 columns of
-// keys, then those of values.
+// Keys and values as warpgroups multiply them: the places that row_of_key() and chunk_at() give are
+// as those of a Tile, of one KV head and 2-byte elements.
 template <int kGroupKeysValue, int kKeySlabs, int kValueSlabs>
 struct WarpgroupOperands {
   static constexpr int kGroupKeys = kGroupKeysValue;
-  static constexpr int kRowBytes = kSlabColumns * 2;  // of one key of a slab
-  static constexpr int kSlabBytes = kGroupKeys * kRowBytes;
-  static constexpr int kValues = kKeySlabs * kSlabBytes;
-  static constexpr int kGroupBytes = kValues + kValueSlabs * kSlabBytes;
-
-  // Of a key of the first group: chunk `chunk` of 16 bytes, permuted as tensor copies do it.
-  DIFFKV_HD static constexpr int chunk_at(int key, int chunk) {
-    return chunk / 8 * kSlabBytes + key * kRowBytes + (chunk % 8 ^ key % 8) * 16;
-  }
+  static constexpr int kSlabRowBytes = kSlabColumns * 2;
+  static constexpr int kSlabChunks = kSlabRowBytes / 16;
+  static constexpr int kSlabBytes = kGroupKeys * kSlabRowBytes;
+  static constexpr int kValuesInGroup = kKeySlabs * kSlabBytes;
+  static constexpr int kGroupBytes = kValuesInGroup + kValueSlabs * kSlabBytes;
 };
 
 // One kernel: a warp grid, the type of the cache, and the head sizes it has room for. True sizes
