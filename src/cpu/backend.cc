@@ -77,7 +77,8 @@ class CpuBackend final : public Backend {
     limits.num_classes = 2;
     TileClass& decode = limits.classes[0];
     decode.tile_rows = kDecodeRows;
-    decode.tile_heads = kMostTileHeads;
+    decode.tile_heads = static_cast<std::int32_t>(
+        std::clamp<std::int64_t>(kDecodeRows / key.group(), 1, kMostTileHeads));
     while (key.num_kv_heads % decode.tile_heads != 0) --decode.tile_heads;
     // A block of many heads is as much work as several of one.
     decode.least_cut = std::max(1, decode.least_cut / decode.tile_heads);

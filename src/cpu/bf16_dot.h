@@ -83,8 +83,8 @@ void bf16_accumulate(std::int64_t width, const std::uint32_t* weights, const std
 inline constexpr std::int64_t kBf16Padding = 32;
 
 // scores[row, key] = scale * sum over d of query[row, d] * key[key, d], for num_keys rounded up to
-// 16. query: [rows, head_size_qk padded] bf16, zeros past the end; scores: [rows, kBlockKeys]. The
-// next rows are fetched on the way.
+// 16. query: [head_size_qk padded / kBf16Padding, rows, kBf16Padding] bf16, zeros past the end;
+// scores: [rows, kBlockKeys]. The next rows are fetched on the way.
 void bf16_scores_narrow(int rows, DType stored, const std::uint16_t* query,
                         const std::byte* const* keys, Fetch& fetch, std::int64_t num_keys,
                         std::int64_t head_size_qk, float scale, float* scores);

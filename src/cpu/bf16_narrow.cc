@@ -47,7 +47,6 @@ DIFFKV_BF16_DOT void scores_of(DType stored, const std::uint16_t* query,
   constexpr int kKeys = kSums / kRows;
   constexpr int kKeysPerFetch = kKeys < 4 ? kKeys : 4;
   const Bf16Reader<kFp8> reader(stored);
-  const std::int64_t padded = (head_size_qk + kBf16Padding - 1) / kBf16Padding * kBf16Padding;
   Fetch fetch = next;
   for (std::int64_t k = 0; k < num_keys; k += kKeys) {
     __m512 sum[kSums];
@@ -62,7 +61,7 @@ DIFFKV_BF16_DOT void scores_of(DType stored, const std::uint16_t* query,
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const __m512i q = _mm512_loadu_si512(query + r * padded + i);
+        const __m512i q = _mm512_loadu_si512(query + i * kRows + r * kBf16Padding);
 #pragma GCC unroll 16
         for (int j = 0; j < kKeys; ++j) {
           sum[r * kKeys + j] = dot_pairs(sum[r * kKeys + j], q, key[j]);

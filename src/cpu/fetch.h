@@ -13,15 +13,14 @@
 namespace diffkv::cpu {
 
 // Fetches rows line by line in the order of their addresses, a few lines at a time between the
-// products. Seen on Zen 4, bf16, a load a line: 16 GB/s for one head's rows out of 4, 26 for the
-// rows of all heads in order. Lines out of order cost 1.8 times as much (the hardware's own
-// prefetch does not join in), 16 at a time 1.4 times (they take all miss buffers, and loads wait);
-// prefetches into the second level only cost more cycles than they save. Pages in random order cost
-// what contiguous rows do not (docs/performance.md); touching a page's first line, its first 4, 16
-// or 40, or one line every 4 KB a block earlier changed nothing or made all caches slower. Nor did
-// it help to overlap pages (the last rows of one in turn with the first of the next, or the next
-// one's first lines during the last rows), to fetch a page's halves in turn, or to fetch two or
-// three blocks ahead: so it is not the start of a page that costs.
+// products, into the second-level cache: there are more buffers for misses there than at the first
+// level, whose two dozen, a line each in 110 ns, would read 14 GB/s. Seen on Zen 4, one thread,
+// 8 x 4096 of 192/128 bf16: 12.0 ms at a group of 8 instead of 16.8 by fetches into the first
+// level, 18.8 instead of 24.3 at 4, 17.8 instead of 20.3 at 1, 9.0 instead of 9.2 at 16. Loads in
+// place of prefetches take longer than both (21, 28, 24, 12.1), as they wait in order, and so does
+// touching the rows of a block before the fetches come (one line a page, or of every second row).
+// Nor did it help to bring lines on into the first level shortly before they are read, or to fetch
+// three blocks ahead instead of one.
 class Fetch {
  public:
   static constexpr std::int64_t kUnit = 32;  // elements
@@ -40,7 +39,7 @@ class Fetch {
     if (at_ >= end_) return;
     const std::byte* const stop = at_ + n * step_;
     do {
-      __builtin_prefetch(at_);
+      __builtin_prefetch(at_, /*rw=*/0, /*locality=*/2);
       at_ += kCacheLine;
     } while (at_ < stop);
     if (at_ >= end_) next_row();

@@ -14,10 +14,12 @@ namespace diffkv::cpu {
 inline constexpr std::int32_t kDecodeRows = 16;
 // Tiles of at most so many rows take the narrow path.
 inline constexpr std::int32_t kNarrowRows = 8;
-// KV heads of a decode tile at most: a block of so many is 640 KB at 192/128 in bf16. Seen on Zen 4
-// with 16 KV heads and a group of 4: 27 ms with 8 a tile, which leaves half of each token's rows
-// out, and 16 with all; blocks of 32 or 16 keys, which fit its caches better, took longer.
-inline constexpr std::int32_t kMostTileHeads = 16;
+// KV heads of a decode tile at most. Its heads' rows of a key are neighbours in an NHD cache, and
+// longer runs are read faster where memory limits (group 4 and 1), while a head's queries and sums
+// leave the first-level cache whenever another's turn comes. Seen on Zen 4, two threads, 8 x 4096:
+// group 16 4.43 ms with 1 head a tile, 4.60 with 4; group 8 5.8 with 1, 5.9 with 2, 6.3 with 4;
+// group 4 10.4 with 1, 9.8 with 4, 10.8 with 16; group 1 9.1 with 1 and 4, 9.5 with 16.
+inline constexpr std::int32_t kMostTileHeads = 4;
 // Rows of a prefill tile: two register blocks of 3 vectors at 16 lanes, four at 8.
 inline constexpr std::int32_t kPrefillRows = 96;
 // Keys that are converted, scored and summed at a time.

@@ -71,15 +71,15 @@ HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
 }
 #endif
 
-// scores[row, key] = sum over d of query[row, d] * key[key, d]. query: [kRows, padded
-// head_size_qk], scores: [kRows, kBlockKeys]. The next rows are fetched on the way.
+// scores[row, key] = sum over d of query[row, d] * key[key, d]. query: [padded head_size_qk /
+// kLanes, kRows, kLanes], so that one pointer reaches all rows; scores: [kRows, kBlockKeys]. The
+// next rows are fetched on the way.
 template <int kRows, DType kDType>
 HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows& rows, Fetch& next,
                                std::int64_t head_size_qk, float* HWY_RESTRICT scores) {
   constexpr int kKeys = kNarrowAccs / kRows;
   constexpr int kKeysPerFetch = std::max<int>(kLoadsPerUnit, std::min(kKeys, 4 * kLoadsPerUnit));
   const LaneTag d;
-  const std::int64_t padded = padded_to_lanes(head_size_qk);
   Fetch fetch = next;
   for (std::int64_t k = 0; k < rows.count(); k += kKeys) {
     LaneVec acc[kNarrowAccs];
@@ -95,7 +95,7 @@ HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows&
       }
       HWY_UNROLL(8)
       for (int r = 0; r < kRows; ++r) {
-        const LaneVec q = hn::Load(d, query + r * padded + i);
+        const LaneVec q = hn::Load(d, query + i * kRows + r * kLanes);
         HWY_UNROLL(16)
         for (int j = 0; j < kKeys; ++j) {
           acc[r * kKeys + j] = hn::MulAdd(q, key[j], acc[r * kKeys + j]);

@@ -41,11 +41,13 @@ class NarrowFp32Products {
 
   void load_query(const std::byte* from, float scale, float* queries, std::int64_t row) const {
     const std::int64_t head_size = args_.cache.head_size_qk;
-    float* query = queries + row * padded(head_size);
+    const LaneTag d;
     with_dtype(args_.query.dtype, [&](auto dtype) HWY_ATTR {
-      load_row<decltype(dtype)::value>(from, head_size, query);
+      for (std::int64_t i = 0; i < head_size; i += kLanes) {
+        const LaneVec x = load_padded<decltype(dtype)::value>(d, from, i, head_size);
+        hn::Store(hn::Mul(x, hn::Set(d, scale)), d, queries + i * kRows + row * kLanes);
+      }
     });
-    for (std::int64_t i = 0; i < head_size; ++i) query[i] *= scale;
   }
 
   void score(const float* queries, const BlockRows& rows, Fetch& fetch, float /*scale*/) const {
@@ -95,8 +97,11 @@ class NarrowBf16Products {
 
   void load_query(const std::byte* from, float /*scale*/, float* queries, std::int64_t row) const {
     const std::int64_t head_size = args_.cache.head_size_qk;
-    auto* query = reinterpret_cast<std::uint16_t*>(queries) + row * padded(head_size);
-    std::memcpy(query, from, static_cast<std::size_t>(2 * head_size));
+    auto* query = reinterpret_cast<std::uint16_t*>(queries) + row * kBf16Padding;
+    for (std::int64_t i = 0; i < head_size; i += kBf16Padding) {
+      std::memcpy(query + i * kRows, from + 2 * i,
+                  static_cast<std::size_t>(2 * std::min(kBf16Padding, head_size - i)));
+    }
   }
 
   void score(const float* queries, const BlockRows& rows, Fetch& fetch, float scale) const {

@@ -183,7 +183,7 @@ struct WideBlock {
 
 // A narrow tile's memory over all its blocks; head sizes are padded to whole vectors.
 struct NarrowState {
-  float* query;   // [rows, padded head_size_qk]
+  float* query;   // [padded head_size_qk / chunk, rows, chunk]; a chunk is a vector
   float* acc;     // [rows, padded head_size_v]
   float* folded;  // as acc: what was accumulated before the last fold
   RowInfo info;   // [rows] each
