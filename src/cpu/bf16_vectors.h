@@ -44,6 +44,11 @@ inline __mmask32 first_lanes(std::int64_t n) {
   return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
 }
 
+// The first n of 64 8-bit lanes, all from 64 on.
+inline __mmask64 first_bytes(std::int64_t n) {
+  return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
+}
+
 // The 128 magnitudes of an fp8 type as bf16: their lower and their upper bytes.
 struct Fp8Table {
   alignas(64) std::uint8_t lower[128];
@@ -51,12 +56,10 @@ struct Fp8Table {
 };
 const Fp8Table& fp8_table(DType stored);
 
-// Reads 32 elements of a row as bf16; those past n, a multiple of 8, are zeros.
-template <bool kFp8>
-class Bf16Reader {
+// fp8 to bf16 by table, in registers.
+class Fp8Decoder {
  public:
-  DIFFKV_BF16_DOT explicit Bf16Reader(DType stored) {
-    if constexpr (!kFp8) return;
+  DIFFKV_BF16_DOT explicit Fp8Decoder(DType stored) {
     const Fp8Table& table = fp8_table(stored);
     for (std::int64_t i = 0; i < 2; ++i) {
       lower_[i] = _mm512_load_si512(table.lower + 64 * i);
@@ -64,22 +67,56 @@ class Bf16Reader {
     }
   }
 
-  DIFFKV_BF16_DOT __m512i load(const std::byte* row, std::int64_t i, std::int64_t n) const {
-    const __mmask32 lanes = first_lanes(n - i);
-    if constexpr (!kFp8) return _mm512_maskz_loadu_epi16(lanes, row + 2 * i);
+  // The lower bytes of 64 elements as bf16.
+  DIFFKV_BF16_DOT __m512i lower(__m512i x) const {
+    return _mm512_permutex2var_epi8(lower_[0], x, lower_[1]);
+  }
+  // Their upper bytes, with the signs.
+  DIFFKV_BF16_DOT __m512i upper(__m512i x) const {
+    const __m512i magnitude = _mm512_permutex2var_epi8(upper_[0], x, upper_[1]);
+    constexpr int kOrOfAnd = 0xf8;  // a | (b & c)
+    return _mm512_ternarylogic_epi32(magnitude, x, _mm512_set1_epi8(-0x80), kOrOfAnd);
+  }
+
+  // 32 elements.
+  DIFFKV_BF16_DOT __m512i decode(__m256i elements) const {
     // The byte in the lower half of a word finds its lower byte, in the upper half its upper one;
     // the other half finds that of zero, which is zero.
-    const __m512i x = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(lanes, row + i));
+    const __m512i x = _mm512_cvtepu8_epi16(elements);
     const __m512i moved = _mm512_slli_epi16(x, 8);
-    const __m512i lower = _mm512_permutex2var_epi8(lower_[0], x, lower_[1]);
-    const __m512i upper = _mm512_permutex2var_epi8(upper_[0], moved, upper_[1]);
-    const __m512i sign = _mm512_and_si512(moved, _mm512_set1_epi16(std::int16_t{-0x8000}));
-    return _mm512_ternarylogic_epi32(lower, upper, sign, 0xfe);
+    return _mm512_or_si512(lower(x), upper(moved));
   }
 
  private:
   __m512i lower_[2];
   __m512i upper_[2];
+};
+
+// Reads 32 elements of a row as bf16; those past n, a multiple of 8, are zeros.
+template <bool kFp8>
+class Bf16Reader;
+
+template <>
+class Bf16Reader<false> {
+ public:
+  explicit Bf16Reader(DType /*stored*/) {}
+
+  DIFFKV_BF16_DOT __m512i load(const std::byte* row, std::int64_t i, std::int64_t n) const {
+    return _mm512_maskz_loadu_epi16(first_lanes(n - i), row + 2 * i);
+  }
+};
+
+template <>
+class Bf16Reader<true> {
+ public:
+  DIFFKV_BF16_DOT explicit Bf16Reader(DType stored) : decoder_(stored) {}
+
+  DIFFKV_BF16_DOT __m512i load(const std::byte* row, std::int64_t i, std::int64_t n) const {
+    return decoder_.decode(_mm256_maskz_loadu_epi8(first_lanes(n - i), row + i));
+  }
+
+ private:
+  Fp8Decoder decoder_;
 };
 
 // Indices of 16 pairs of words: word first + i and the word `other` after it.

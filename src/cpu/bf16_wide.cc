@@ -111,10 +111,30 @@ DIFFKV_BF16_DOT void accumulate_of(std::int64_t width, const std::uint32_t* weig
   }
 }
 
-template <bool kFp8>
-DIFFKV_BF16_DOT bool values_of(DType stored, const std::byte* const* rows, std::int64_t num_keys,
+// Stores 16 pairs, or fewer where only `left` columns are. A store with a mask takes longer, even
+// with all lanes.
+DIFFKV_BF16_DOT inline void store_pairs(std::uint32_t* to, __m512i pairs, std::int64_t left) {
+  if (left >= 16) {
+    _mm512_storeu_si512(to, pairs);
+    return;
+  }
+  if (left <= 0) return;
+  _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(first_lanes(left)), pairs);
+}
+
+// Stores 32 words, or fewer where only `left` are.
+DIFFKV_BF16_DOT inline void store_words(std::uint16_t* to, __m512i words, std::int64_t left) {
+  if (left >= 32) {
+    _mm512_storeu_si512(to, words);
+    return;
+  }
+  if (left <= 0) return;
+  _mm512_mask_storeu_epi16(to, first_lanes(left), words);
+}
+
+DIFFKV_BF16_DOT bool pair_bf16(const std::byte* const* rows, std::int64_t num_keys,
                                std::int64_t head_size_v, std::uint32_t* pairs) {
-  const Bf16Reader<kFp8> reader(stored);
+  const Bf16Reader<false> reader(DType::kBF16);
   const __m512i first = pair_indices(0, 32);
   const __m512i second = pair_indices(16, 32);
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
@@ -127,19 +147,48 @@ DIFFKV_BF16_DOT bool values_of(DType stored, const std::byte* const* rows, std::
       most = _mm512_max_epu16(most, _mm512_and_si512(a, magnitude));
       most = _mm512_max_epu16(most, _mm512_and_si512(b, magnitude));
       const std::int64_t left = head_size_v - c;
-      if (left >= 32) {
-        _mm512_storeu_si512(pairs + c, _mm512_permutex2var_epi16(a, first, b));
-        _mm512_storeu_si512(pairs + c + 16, _mm512_permutex2var_epi16(a, second, b));
-        continue;
-      }
-      const std::uint32_t lanes = (std::uint32_t{1} << left) - 1;
-      _mm512_mask_storeu_epi32(pairs + c, static_cast<__mmask16>(lanes),
-                               _mm512_permutex2var_epi16(a, first, b));
-      _mm512_mask_storeu_epi32(pairs + c + 16, static_cast<__mmask16>(lanes >> 16),
-                               _mm512_permutex2var_epi16(a, second, b));
+      store_pairs(pairs + c, _mm512_permutex2var_epi16(a, first, b), left);
+      store_pairs(pairs + c + 16, _mm512_permutex2var_epi16(a, second, b), left - 16);
     }
   }
   return _mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(0x7f80)) == 0;
+}
+
+// 64 columns of both keys at a time. Unpacking works within 128-bit blocks, so the elements' words
+// of 32 bits are dealt to the blocks first.
+DIFFKV_BF16_DOT bool pair_fp8(DType stored, const std::byte* const* rows, std::int64_t num_keys,
+                              std::int64_t head_size_v, std::uint32_t* pairs) {
+  const Fp8Decoder decoder(stored);
+  const __m512i deal = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i magnitude = _mm512_set1_epi8(0x7f);
+  const __m512i least_nonfinite = _mm512_set1_epi8(stored == DType::kE4M3 ? 0x7f : 0x7c);
+  __m512i most = _mm512_setzero_si512();
+  for (std::int64_t k = 0; k < num_keys; k += 2, pairs += head_size_v) {
+    for (std::int64_t c = 0; c < head_size_v; c += 64) {
+      const std::int64_t left = head_size_v - c;
+      const __mmask64 columns = first_bytes(left);
+      const __m512i a = _mm512_maskz_loadu_epi8(columns, rows[k] + c);
+      const __m512i b = k + 1 < num_keys ? _mm512_maskz_loadu_epi8(columns, rows[k + 1] + c)
+                                         : _mm512_setzero_si512();
+      most = _mm512_max_epu8(most, _mm512_and_si512(a, magnitude));
+      most = _mm512_max_epu8(most, _mm512_and_si512(b, magnitude));
+      const __m512i dealt_a = _mm512_permutexvar_epi32(deal, a);
+      const __m512i dealt_b = _mm512_permutexvar_epi32(deal, b);
+      const __m512i lower_a = decoder.lower(dealt_a);
+      const __m512i upper_a = decoder.upper(dealt_a);
+      const __m512i lower_b = decoder.lower(dealt_b);
+      const __m512i upper_b = decoder.upper(dealt_b);
+      const __m512i a0 = _mm512_unpacklo_epi8(lower_a, upper_a);
+      const __m512i a1 = _mm512_unpackhi_epi8(lower_a, upper_a);
+      const __m512i b0 = _mm512_unpacklo_epi8(lower_b, upper_b);
+      const __m512i b1 = _mm512_unpackhi_epi8(lower_b, upper_b);
+      store_pairs(pairs + c, _mm512_unpacklo_epi16(a0, b0), left);
+      store_pairs(pairs + c + 16, _mm512_unpackhi_epi16(a0, b0), left - 16);
+      store_pairs(pairs + c + 32, _mm512_unpacklo_epi16(a1, b1), left - 32);
+      store_pairs(pairs + c + 48, _mm512_unpackhi_epi16(a1, b1), left - 48);
+    }
+  }
+  return _mm512_cmpge_epu8_mask(most, least_nonfinite) == 0;
 }
 
 Fp8Table make_table(DType stored) {
@@ -177,20 +226,29 @@ void bf16_accumulate(std::int64_t width, const std::uint32_t* weights, const std
   fn(width, weights, values, fetch, (num_keys + 1) / 2, head_size_v, keep, acc);
 }
 
+// 64 elements at a time. Unpacking works within 128-bit blocks, so the elements' words of 64 bits
+// are dealt to the blocks first.
 DIFFKV_BF16_DOT void bf16_keys(DType stored, const std::byte* const* rows, std::int64_t num_keys,
                                std::int64_t n, std::uint16_t* keys) {
-  const Bf16Reader<true> reader(stored);
-  for (std::int64_t k = 0; k < num_keys; ++k) {
-    for (std::int64_t i = 0; i < n; i += 32) {
-      _mm512_mask_storeu_epi16(keys + k * n + i, first_lanes(n - i), reader.load(rows[k], i, n));
+  const Fp8Decoder decoder(stored);
+  const __m512i deal = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  for (std::int64_t k = 0; k < num_keys; ++k, keys += n) {
+    for (std::int64_t i = 0; i < n; i += 64) {
+      const std::int64_t left = n - i;
+      const __m512i x =
+          _mm512_permutexvar_epi64(deal, _mm512_maskz_loadu_epi8(first_bytes(left), rows[k] + i));
+      const __m512i lower = decoder.lower(x);
+      const __m512i upper = decoder.upper(x);
+      store_words(keys + i, _mm512_unpacklo_epi8(lower, upper), left);
+      store_words(keys + i + 32, _mm512_unpackhi_epi8(lower, upper), left - 32);
     }
   }
 }
 
 bool bf16_values(DType stored, const std::byte* const* rows, std::int64_t num_keys,
                  std::int64_t head_size_v, std::uint32_t* pairs) {
-  auto* const fn = stored == DType::kBF16 ? values_of<false> : values_of<true>;
-  return fn(stored, rows, num_keys, head_size_v, pairs);
+  return stored == DType::kBF16 ? pair_bf16(rows, num_keys, head_size_v, pairs)
+                                : pair_fp8(stored, rows, num_keys, head_size_v, pairs);
 }
 
 void bf16_drop_nonfinite(std::uint16_t* values, std::int64_t n) {
