@@ -48,18 +48,21 @@ struct Chunk {
   }
 };
 
-// Two fp16 numbers; the instruction alone loses the sign and payload of a NaN.
+// Two fp16 numbers; the instruction alone loses the sign and payload of a NaN, which does not
+// matter where only numbers do (kNumbers).
+template <bool kNumbers = false>
 __device__ inline float2 f16_pair_to_floats(std::uint32_t bits) {
   const __half2 pair = *reinterpret_cast<const __half2*>(&bits);
   float2 x = __half22float2(pair);
-  if (x.x != x.x || x.y != x.y) {
+  if (!kNumbers && (x.x != x.x || x.y != x.y)) {
     x.x = core::f16_to_float(static_cast<std::uint16_t>(bits));
     x.y = core::f16_to_float(static_cast<std::uint16_t>(bits >> 16));
   }
   return x;
 }
 
-template <DType kDType>
+// kNumbers: a NaN may become another one.
+template <DType kDType, bool kNumbers = false>
 __device__ inline void decode_chunk(const Chunk<static_cast<int>(size_of(kDType))>& chunk,
                                     float (&x)[kChunk]) {
 #pragma unroll
@@ -71,13 +74,14 @@ __device__ inline void decode_chunk(const Chunk<static_cast<int>(size_of(kDType)
       x[j] = core::float_of(j % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
     } else if constexpr (kDType == DType::kF16) {
       if (j % 2 == 1) continue;
-      const float2 pair = f16_pair_to_floats(chunk.words[j / 2]);
+      const float2 pair = f16_pair_to_floats<kNumbers>(chunk.words[j / 2]);
       x[j] = pair.x, x[j + 1] = pair.y;
     } else if constexpr (kDType == DType::kE5M2) {
       if (j % 2 == 1) continue;
       // An e5m2 is the upper half of an fp16.
       const std::uint32_t pair = chunk.words[j / 4] >> (8 * (j % 4));
-      const float2 floats = f16_pair_to_floats(((pair & 0xffU) << 8) | ((pair & 0xff00U) << 16));
+      const float2 floats =
+          f16_pair_to_floats<kNumbers>(((pair & 0xffU) << 8) | ((pair & 0xff00U) << 16));
       x[j] = floats.x, x[j + 1] = floats.y;
     } else {
       x[j] = core::e4m3_to_float(static_cast<std::uint8_t>(chunk.words[j / 4] >> (8 * (j % 4))));

@@ -86,22 +86,26 @@ struct Column {
 
 // What divide_usual leaves alone: rare, and apart from the rest, for which there are then
 // registers.
-template <DType kTo>
-__device__ __noinline__ void store_unusual(float scale, float4 low, float4 high, std::byte* to) {
+template <DType kFrom, DType kTo>
+__device__ __noinline__ void store_unusual(Chunk<static_cast<int>(size_of(kFrom))> chunk,
+                                           float scale, std::byte* to) {
   const Divider divide(scale);
-  const float x[kChunk] = {divide(low.x),  divide(low.y),  divide(low.z),  divide(low.w),
-                           divide(high.x), divide(high.y), divide(high.z), divide(high.w)};
+  float x[kChunk];
+  decode_chunk<kFrom>(chunk, x);
+#pragma unroll
+  for (float& each : x) each = divide(each);
   store_chunk(kTo, x, to, 0);
 }
 
-template <DType kTo>
-__device__ void store_scaled(float (&x)[kChunk], float scale, const Divider& divide,
-                             std::byte* to) {
+template <DType kFrom, DType kTo>
+__device__ void store_scaled(const Chunk<static_cast<int>(size_of(kFrom))>& chunk, float scale,
+                             const Divider& divide, std::byte* to) {
+  float x[kChunk];
+  decode_chunk<kFrom, /*kNumbers=*/true>(chunk, x);
   if (divide.divide_usual(x)) {
     store_fp8_numbers(kTo, x, to);
   } else {
-    store_unusual<kTo>(scale, make_float4(x[0], x[1], x[2], x[3]),
-                       make_float4(x[4], x[5], x[6], x[7]), to);
+    store_unusual<kFrom, kTo>(chunk, scale, to);
   }
 }
 
@@ -140,14 +144,12 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksPerSm)
     std::byte* to = column.in_slot(p, slots[i]);
     if constexpr (kFrom == kTo) {
       chunks[i].store(to);
+    } else if (is_fp8(kTo) && scaled) {
+      store_scaled<kFrom, kTo>(chunks[i], scale, divide, to);
     } else {
       float x[kChunk];
       decode_chunk<kFrom>(chunks[i], x);
-      if (is_fp8(kTo) && scaled) {
-        store_scaled<kTo>(x, scale, divide, to);
-      } else {
-        store_chunk(kTo, x, to, 0);
-      }
+      store_chunk(kTo, x, to, 0);
     }
   }
 }
