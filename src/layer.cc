@@ -30,9 +30,7 @@ std::int64_t cache_bytes(const KvCacheSpec& spec, std::int64_t num_blocks) {
 // Refuses a problem that the backend does not run.
 void check_supported(const Backend& backend, const Problem& problem) {
   const Support support = backend.supports(problem);
-  if (support) return;
-  throw Error(ErrorCode::kUnsupported, fmt::format("backend {} does not run {}: {}", backend.name(),
-                                                   to_string(problem.key), support.reason));
+  if (!support) core::refuse_problem(backend.name(), problem.key, support.reason);
 }
 
 }  // namespace

@@ -3,13 +3,9 @@
 //   Batch -> validate -> plan -> update_cache -> attend (work -> partials) -> combine -> output
 //
 // make_plan, in plan/plan.cc, is the second stage; it runs once a step for all layers of one kind.
-#include <fmt/format.h>
-
-#include "core/problem.h"
 #include "core/validate.h"
 #include "diffkv/attention.h"
 #include "diffkv/backend.h"
-#include "diffkv/error.h"
 #include "diffkv/plan.h"
 
 namespace diffkv {
@@ -25,12 +21,6 @@ void attend(const Backend& backend, const AttentionParams& params, const AttendA
             const Plan& plan, Stream stream) {
   core::validate_device(backend, "the cache", args.cache.device);
   core::validate_attend(params, args, plan);
-  const Support support = backend.supports(core::problem_of(plan.key(), params, args));
-  if (!support) {
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("backend {} does not run {}: {}", backend.name(), to_string(plan.key()),
-                            support.reason));
-  }
   if (backend.attend(params, args, plan, stream)) backend.combine(params, args, plan, stream);
 }
 

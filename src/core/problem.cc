@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/rules.h"
+#include "diffkv/error.h"
 
 namespace diffkv {
 
@@ -80,6 +81,11 @@ Problem problem_of(const PlanKey& key, const AttentionParams& params, const Atte
   problem.lse = args.lse.given();
   problem.kv_scale_per_head = cache.k_scale.numel() > 1 || cache.v_scale.numel() > 1;
   return problem;
+}
+
+void refuse_problem(std::string_view backend, const PlanKey& key, std::string_view reason) {
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("backend {} does not run {}: {}", backend, to_string(key), reason));
 }
 
 }  // namespace core

@@ -66,9 +66,13 @@ bool is_addressable(const ConstTensorView& view) {
          !__builtin_mul_overflow(span, size_of(view.dtype), &span);
 }
 
+// Of a power of two; these checks run in every layer of every step, and a division takes long.
+std::int64_t past_multiple(std::int64_t x, std::int64_t power_of_two) {
+  return x & (power_of_two - 1);
+}
+
 std::int64_t past_multiple(const void* data, std::int64_t bytes) {
-  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(data) %
-                                   static_cast<std::uintptr_t>(bytes));
+  return past_multiple(reinterpret_cast<std::intptr_t>(data), bytes);
 }
 
 }  // namespace
@@ -138,7 +142,7 @@ void check_rows(std::string_view name, const ConstTensorView& view) {
            name, past, alignment, to_string(view.dtype), alignment);
   }
   for (int i = 0; i + 1 < view.rank; ++i) {
-    if (view.shape[i] > 1 && view.strides[i] % (alignment / size) != 0) {
+    if (view.shape[i] > 1 && past_multiple(view.strides[i] * size, alignment) != 0) {
       refuse("{} has stride {} in dimension {}, expected a multiple of {} elements ({} bytes)",
              name, view.strides[i], i, alignment / size, alignment);
     }
@@ -148,20 +152,19 @@ void check_rows(std::string_view name, const ConstTensorView& view) {
 void check_no_overlap(std::string_view name, const ConstTensorView& view) {
   if (is_empty(view)) return;
   struct Step {
-    std::int64_t stride = std::numeric_limits<std::int64_t>::max();
+    std::int64_t stride = 0;
     std::int64_t extent = 0;
     int dim = 0;
   };
-  std::array<Step, kMaxRank> steps{};
+  std::array<Step, kMaxRank> steps;  // by stride
   int count = 0;
-  for (int i = 0; i < view.rank; ++i) {
+  for (int i = view.rank - 1; i >= 0; --i) {  // most are in order from the last dimension on
     if (view.shape[i] <= 1) continue;
-    const std::int64_t stride = view.strides[i];
-    steps[count++] = {stride < 0 ? -stride : stride, view.shape[i], i};
+    const std::int64_t stride = view.strides[i] < 0 ? -view.strides[i] : view.strides[i];
+    int at = count++;
+    for (; at > 0 && steps[at - 1].stride > stride; --at) steps[at] = steps[at - 1];
+    steps[at] = {stride, view.shape[i], i};
   }
-  // Unused steps have the largest stride, so that the whole array can be sorted.
-  std::sort(steps.begin(), steps.end(),
-            [](const Step& a, const Step& b) { return a.stride < b.stride; });
   std::int64_t span = 1;  // elements that the faster dimensions reach over
   for (int i = 0; i < count; ++i) {
     if (steps[i].stride < span) {

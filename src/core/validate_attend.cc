@@ -57,6 +57,7 @@ void check_in_place(std::string_view name, const ConstTensorView& result,
 // Nothing that a call writes lies over what it reads.
 void check_apart_from_inputs(std::string_view name, const ConstTensorView& written,
                              const AttendArgs& args) {
+  if (!written.given()) return;
   const KvCacheView& cache = args.cache;
   check_apart(name, written, "query", args.query);
   check_apart(name, written, "the cache's keys",

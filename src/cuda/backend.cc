@@ -163,7 +163,7 @@ class CudaBackend final : public Backend {
 
   static const AttendKernel& kernel_of(const PlanKey& key, const Gpu& gpu) {
     const Choice choice = choose_kernel(key, gpu);
-    if (choice.kernel == nullptr) throw Error(ErrorCode::kUnsupported, choice.reason);
+    if (choice.kernel == nullptr) core::refuse_problem("cuda", key, choice.reason);
     return *choice.kernel;
   }
 
@@ -176,7 +176,7 @@ class CudaBackend final : public Backend {
     if (empty) return attend_fp32();
     const Gpu& on = gpu(args.query.device.index);
     const Choice choice = choose_kernel(core::problem_of(plan.key(), params, args), on);
-    if (choice.kernel == nullptr) throw Error(ErrorCode::kUnsupported, choice.reason);
+    if (choice.kernel == nullptr) core::refuse_problem("cuda", plan.key(), choice.reason);
     if (choice.kernel != &attend_fp32()) {
       check_classes(*choice.kernel, choice.kernel->limits(plan.key(), on), plan.limits());
     }
