@@ -45,7 +45,6 @@ DIFFKV_BF16_DOT void scores_of(DType stored, const std::uint16_t* query,
                                const std::byte* const* keys, Fetch& next, std::int64_t num_keys,
                                std::int64_t head_size_qk, float scale, float* scores) {
   constexpr int kKeys = kSums / kRows;
-  constexpr int kKeysPerFetch = kKeys < 4 ? kKeys : 4;
   const Bf16Reader<kFp8> reader(stored);
   Fetch fetch = next;
   for (std::int64_t k = 0; k < num_keys; k += kKeys) {
@@ -56,7 +55,7 @@ DIFFKV_BF16_DOT void scores_of(DType stored, const std::uint16_t* query,
       __m512i key[kKeys];
 #pragma GCC unroll 16
       for (int j = 0; j < kKeys; ++j) {
-        if (j % kKeysPerFetch == 0) fetch.units(kKeysPerFetch);
+        fetch.units(1);
         key[j] = reader.load(keys[k + j], i, head_size_qk);
       }
 #pragma GCC unroll 8

@@ -78,7 +78,6 @@ template <int kRows, DType kDType>
 HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows& rows, Fetch& next,
                                std::int64_t head_size_qk, float* HWY_RESTRICT scores) {
   constexpr int kKeys = kNarrowAccs / kRows;
-  constexpr int kKeysPerFetch = std::max<int>(kLoadsPerUnit, std::min(kKeys, 4 * kLoadsPerUnit));
   const LaneTag d;
   Fetch fetch = next;
   for (std::int64_t k = 0; k < rows.count(); k += kKeys) {
@@ -90,7 +89,7 @@ HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows&
       LaneVec key[kKeys];
       HWY_UNROLL(16)
       for (int j = 0; j < kKeys; ++j) {
-        if (j % kKeysPerFetch == 0) fetch.units(kKeysPerFetch / kLoadsPerUnit);
+        if (j % kLoadsPerUnit == 0) fetch.units(1);
         key[j] = load_padded<kDType>(d, at[j], i, head_size_qk);
       }
       HWY_UNROLL(8)
