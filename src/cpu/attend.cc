@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "core/layout.h"
+#include "cpu/amx.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/fetch.h"
 #include "cpu/kernels.h"
@@ -80,11 +81,11 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, const plan::Pie
   each([](std::optional<Tile>& tile) { tile->finish(); });
 }
 
-template <class Wide, template <int> class NarrowProducts>
+template <class Wide, template <int> class NarrowProducts, std::int32_t kMostNarrow = kNarrowRows>
 void run_piece_of(const AttendCall& call, const plan::Piece& piece, const plan::Piece* next,
                   std::byte* scratch) {
   const std::int32_t rows = piece.tile.num_rows;
-  auto* const fn = rows > kNarrowRows ? run_piece<WideTile<Wide>>
+  auto* const fn = rows > kMostNarrow ? run_piece<WideTile<Wide>>
                    : rows > 4         ? run_piece<NarrowTile<8, NarrowProducts<8>>>
                    : rows > 2         ? run_piece<NarrowTile<4, NarrowProducts<4>>>
                    : rows > 1         ? run_piece<NarrowTile<2, NarrowProducts<2>>>
@@ -96,7 +97,12 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
                std::byte* scratch) {
   auto* fn = run_piece_of<Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  if (call.bf16_dot) fn = run_piece_of<Bf16Products, NarrowBf16Products>;
+  if (call.bf16_dot) fn = run_piece_of<Bf16Products<false>, NarrowBf16Products>;
+  std::optional<AmxRegisters> registers;
+  if (call.amx) {
+    registers.emplace();
+    fn = run_piece_of<Bf16Products<true>, NarrowBf16Products, kNarrowRowsByAmx>;
+  }
 #endif
   std::optional<plan::Piece> piece;
   plan::for_each_piece(call.schedule, tile_class, worker, [&](const plan::Piece& next) {

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "core/validate.h"
+#include "cpu/amx.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/kernels.h"
 #include "cpu/merge_states.h"
@@ -77,8 +78,9 @@ class CpuBackend final : public Backend {
     limits.num_classes = 2;
     TileClass& decode = limits.classes[0];
     decode.tile_rows = kDecodeRows;
-    decode.tile_heads = static_cast<std::int32_t>(
-        std::clamp<std::int64_t>(kDecodeRows / key.group(), 1, kMostTileHeads));
+    const std::int64_t heads = multiplies_by_amx(key) ? kMostTileHeads : kDecodeRows / key.group();
+    decode.tile_heads =
+        static_cast<std::int32_t>(std::clamp<std::int64_t>(heads, 1, kMostTileHeads));
     while (key.num_kv_heads % decode.tile_heads != 0) --decode.tile_heads;
     // A block of many heads is as much work as several of one.
     decode.least_cut = std::max(1, decode.least_cut / decode.tile_heads);
@@ -197,6 +199,15 @@ class CpuBackend final : public Backend {
   // Rows below which threads cost more than they save.
   static constexpr std::int64_t kRowsForThreads = 64;
 
+  static bool multiplies_bf16(const PlanKey& key) {
+    return uses_bf16_dot() && key.query_dtype == DType::kBF16 && bf16_dot_reads(key.key_dtype) &&
+           bf16_dot_reads(key.value_dtype);
+  }
+
+  static bool multiplies_by_amx(const PlanKey& key) {
+    return uses_amx() && multiplies_bf16(key) && amx_multiplies(key.head_size_qk, key.head_size_v);
+  }
+
   // Runs `parts` of every worker's share of every class on the plan's threads.
   template <class Fn>
   static void for_each_share(const AttentionParams& params, const AttendArgs& args,
@@ -205,8 +216,7 @@ class CpuBackend final : public Backend {
     const PlanKey& key = plan.key();
     const AttendCall call{&params, &args,
                           plan::schedule_view(key, limits, plan.tables(), args.batch),
-                          uses_bf16_dot() && key.query_dtype == DType::kBF16 &&
-                              bf16_dot_reads(key.key_dtype) && bf16_dot_reads(key.value_dtype)};
+                          multiplies_bf16(key), multiplies_by_amx(key)};
     std::int32_t shares = 0;
     for (std::int32_t c = 0; c < limits.num_classes; ++c) shares += limits.classes[c].workers;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(limits.threads)

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "cpu/amx.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/simd_targets.h"
 #include "diffkv/error.h"
@@ -16,12 +17,14 @@
 namespace diffkv::cpu {
 namespace {
 
-// A target of ours beside Highway's: AVX3 with products of bf16 pairs.
+// Targets of ours beside Highway's: AVX3 with products of bf16 pairs, and with those of tiles, too.
 constexpr std::string_view kBf16Target = "AVX3_BF16";
+constexpr std::string_view kAmxTarget = "AVX3_AMX";
 
 // The target in use; 0 before the first choice.
 std::atomic<std::int64_t> chosen{0};
 std::atomic<bool> chosen_bf16_dot{false};
+std::atomic<bool> chosen_amx{false};
 
 // Built and runnable here, as a set.
 std::int64_t usable() { return hwy::SupportedTargets() & HWY_TARGETS; }
@@ -30,8 +33,11 @@ std::int64_t best_of(std::int64_t targets) { return targets & -targets; }
 
 bool bf16_target_usable() { return (usable() & HWY_AVX3) != 0 && bf16_dot_available(); }
 
+bool amx_target_usable() { return bf16_target_usable() && amx_available(); }
+
 std::int64_t target_named(std::string_view name) {
   if (name == kBf16Target && bf16_target_usable()) return HWY_AVX3;
+  if (name == kAmxTarget && amx_target_usable()) return HWY_AVX3;
   for (std::int64_t rest = usable(); rest != 0; rest &= rest - 1) {
     if (name == hwy::TargetName(best_of(rest))) return best_of(rest);
   }
@@ -44,6 +50,7 @@ std::int64_t target_named(std::string_view name) {
 
 std::vector<std::string> supported_targets() {
   std::vector<std::string> names;
+  if (amx_target_usable()) names.emplace_back(kAmxTarget);
   if (bf16_target_usable()) names.emplace_back(kBf16Target);
   for (std::int64_t rest = usable(); rest != 0; rest &= rest - 1) {
     names.emplace_back(hwy::TargetName(best_of(rest)));
@@ -56,18 +63,23 @@ void set_target(std::string_view name) {
     const char* wanted = std::getenv("DIFFKV_CPU_TARGET");
     if (wanted != nullptr) name = wanted;
   }
+  if (name.empty() && amx_target_usable()) name = kAmxTarget;
   if (name.empty() && bf16_target_usable()) name = kBf16Target;
   const std::int64_t target = name.empty() ? best_of(usable()) : target_named(name);
   hwy::GetChosenTarget().Update(target);
   chosen = target;
-  chosen_bf16_dot = name == kBf16Target;
+  chosen_bf16_dot = name == kBf16Target || name == kAmxTarget;
+  chosen_amx = name == kAmxTarget;
 }
 
 std::string current_target() {
   if (chosen == 0) set_target("");
+  if (chosen_amx) return std::string(kAmxTarget);
   return chosen_bf16_dot ? std::string(kBf16Target) : hwy::TargetName(chosen);
 }
 
 bool uses_bf16_dot() { return chosen_bf16_dot; }
+
+bool uses_amx() { return chosen_amx; }
 
 }  // namespace diffkv::cpu

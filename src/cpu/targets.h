@@ -7,8 +7,9 @@
 
 namespace diffkv::cpu {
 
-// Names of the targets that were built and that this machine runs, best first, e.g. {"AVX3_BF16",
-// "AVX3", "AVX2", "SSE4", "SCALAR"}: Highway's, and AVX3 with AVX512_BF16's products.
+// Names of the targets that were built and that this machine runs, best first, e.g. {"AVX3_AMX",
+// "AVX3_BF16", "AVX3", "AVX2", "SSE4", "SCALAR"}: Highway's, AVX3 with AVX512_BF16's products, and
+// that with those of the matrix unit.
 std::vector<std::string> supported_targets();
 
 // Uses that target from now on; "" goes back to the default: the environment variable
@@ -21,5 +22,8 @@ std::string current_target();
 
 // Whether it multiplies pairs of bf16, where queries, keys and values allow it.
 bool uses_bf16_dot();
+
+// Whether it multiplies tiles of bf16 in the matrix unit, where many rows share keys.
+bool uses_amx();
 
 }  // namespace diffkv::cpu

@@ -164,8 +164,8 @@ constexpr std::int64_t value_at(std::int64_t k, std::int64_t c) {
 
 // A wide tile's memory for the block at hand.
 struct WideBlock {
-  float* keys;             // [kBlockKeys, head_size_qk]; or bf16
-  float* values;           // as value_at says; or pairs [kBlockKeys / 2, head_size_v]
+  float* keys;             // [kBlockKeys, head_size_qk]; or bf16, twice as many
+  float* values;           // as value_at says; or pairs [kBlockKeys / 2, head_size_v], twice
   float* scores;           // [kBlockKeys, rows of a group]
   std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities
   float* keep;             // [rows of a group]

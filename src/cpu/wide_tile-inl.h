@@ -17,6 +17,7 @@
 
 #include "core/layout.h"
 #include "core/softmax.h"
+#include "cpu/amx.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/codec-inl.h"
 #include "cpu/fetch.h"
@@ -109,7 +110,9 @@ class Fp32Products {
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
 // How a wide tile multiplies bf16 queries with bf16 or fp8 keys and values where the machine has
-// AVX512_BF16. Queries stay as they are and scores are scaled; bf16 keys are read in place.
+// AVX512_BF16, or in its matrix unit. Queries stay as they are and scores are scaled; bf16 keys are
+// read in place.
+template <bool kAmx>
 class Bf16Products {
  public:
   Bf16Products(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
@@ -141,16 +144,30 @@ class Bf16Products {
       }
       key = converted.data();
     }
-    bf16_scores(kVectors * kLanes, reinterpret_cast<const std::uint32_t*>(group.query), key, fetch,
-                rows.count(), args_.cache.head_size_qk, scale, group.scores);
+    const auto* query = reinterpret_cast<const std::uint32_t*>(group.query);
+    const std::int64_t head_size = args_.cache.head_size_qk;
+    if constexpr (kAmx) {
+      amx_scores(kVectors * kLanes, query, key, keys() + kBlockKeys * head_size, fetch,
+                 rows.count(), head_size, scale, group.scores);
+    } else {
+      bf16_scores(kVectors * kLanes, query, key, fetch, rows.count(), head_size, scale,
+                  group.scores);
+    }
   }
 
   template <int kVectors>
   void accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch) const {
     constexpr std::int64_t kWidth = kVectors * kLanes;
+    const std::int64_t head_size = args_.cache.head_size_v;
     bf16_weights(kWidth, group.scores, rows.count(), own_.weights);
-    bf16_accumulate(kWidth, own_.weights, values(), fetch, rows.count(), args_.cache.head_size_v,
-                    own_.keep, group.acc);
+    if constexpr (kAmx) {
+      auto* turned = reinterpret_cast<std::uint16_t*>(values() + kBlockKeys / 2 * head_size);
+      amx_accumulate(kWidth, own_.weights, values(), turned, fetch, rows.count(), head_size,
+                     own_.keep, group.acc);
+    } else {
+      bf16_accumulate(kWidth, own_.weights, values(), fetch, rows.count(), head_size, own_.keep,
+                      group.acc);
+    }
   }
 
   // Values that are not finite are left out of the products and then added to the rows that see

@@ -1,0 +1,264 @@
+#include "cpu/amx.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
+
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "cpu/bf16_dot.h"
+#include "cpu/bf16_vectors.h"
+
+namespace diffkv::cpu {
+namespace {
+
+// A register holds 16 rows of 64 bytes: of keys 32 dimensions, of pairs and sums 16 columns.
+constexpr std::int64_t kTile = 16;
+constexpr std::int64_t kTileDims = 32;
+constexpr std::int64_t kMostPairs = kBlockKeys / 2;
+
+// The compiler's own intrinsics do not say that they read memory.
+template <int kRegister>
+void load_tile(const void* from, std::int64_t stride_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
+               :
+               : "r"(from), "r"(stride_bytes), "i"(kRegister)
+               : "memory");
+}
+template <int kRegister>
+void store_tile(void* to, std::int64_t stride_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
+               :
+               : "r"(to), "r"(stride_bytes), "i"(kRegister)
+               : "memory");
+}
+template <int kRegister>
+void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(kRegister) : "memory");
+}
+// sums += a * b.
+template <int kSums, int kA, int kB>
+void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
+               :
+               : "i"(kSums), "i"(kA), "i"(kB)
+               : "memory");
+}
+
+// Registers 0 to 3 are sums.
+constexpr int kMostSums = 4;
+template <int kCount, class Fn>
+void for_each_sum(Fn&& fn) {
+  fn.template operator()<0>();
+  if constexpr (kCount > 1) fn.template operator()<1>();
+  if constexpr (kCount > 2) fn.template operator()<2>();
+  if constexpr (kCount > 3) fn.template operator()<3>();
+}
+
+// 16 keys, a step apart.
+struct KeyTile {
+  const std::byte* first = nullptr;
+  std::int64_t step = 0;  // bytes
+};
+
+KeyTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* copies) {
+  const std::int64_t step = keys[1] - keys[0];
+  bool even = true;
+  for (std::int64_t i = 2; i < kTile; ++i) even = even && keys[i] - keys[i - 1] == step;
+  if (even) return {keys[0], step};
+  for (std::int64_t i = 0; i < kTile; ++i) {
+    std::memcpy(copies + i * bytes, keys[i], static_cast<std::size_t>(bytes));
+  }
+  return {copies, bytes};
+}
+
+// Scores of kTiles x 16 keys and 16 rows.
+template <int kTiles>
+void scores_of(const std::uint32_t* query, std::int64_t width, const KeyTile* keys, Fetch& fetch,
+               std::int64_t head_size_qk, float* scores) {
+  constexpr int kQuery = 4;
+  constexpr int kKeys = 5;  // and 6
+  for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
+  for (std::int64_t i = 0; i < head_size_qk; i += kTileDims) {
+    load_tile<kQuery>(query + i / 2 * width, 4 * width);
+    for_each_sum<kTiles>([&]<int kSum>() {
+      constexpr int kOperand = kKeys + kSum % 2;
+      load_tile<kOperand>(keys[kSum].first + 2 * i, keys[kSum].step);
+      multiply_tiles<kSum, kOperand, kQuery>();
+      fetch.units(kTile);
+    });
+  }
+  for_each_sum<kTiles>(
+      [&]<int kSum>() { store_tile<kSum>(scores + kSum * kTile * width, 4 * width); });
+}
+
+// turned[c, k] = values[k / 2, c], k-th half, of 16 columns and 16 pairs of keys, as 32-bit words;
+// rows from num_pairs on are zeros.
+DIFFKV_BF16_DOT void turn_pairs(const std::uint32_t* values, std::int64_t head_size_v,
+                                std::int64_t num_pairs, std::uint32_t* turned) {
+  __m512i x[kTile];
+#pragma GCC unroll 16
+  for (std::int64_t i = 0; i < kTile; ++i) {
+    x[i] = i < num_pairs ? _mm512_loadu_si512(values + i * head_size_v) : _mm512_setzero_si512();
+  }
+  // Within 128-bit blocks, four by four: block b of y[4 g + j] is column 4 b + j of rows 4 g on.
+  __m512i y[kTile];
+#pragma GCC unroll 4
+  for (std::int64_t g = 0; g < kTile; g += 4) {
+    const __m512i low01 = _mm512_unpacklo_epi32(x[g], x[g + 1]);
+    const __m512i high01 = _mm512_unpackhi_epi32(x[g], x[g + 1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(x[g + 2], x[g + 3]);
+    const __m512i high23 = _mm512_unpackhi_epi32(x[g + 2], x[g + 3]);
+    y[g] = _mm512_unpacklo_epi64(low01, low23);
+    y[g + 1] = _mm512_unpackhi_epi64(low01, low23);
+    y[g + 2] = _mm512_unpacklo_epi64(high01, high23);
+    y[g + 3] = _mm512_unpackhi_epi64(high01, high23);
+  }
+  // Blocks, four by four: column 4 b + j is block b of y[j], y[4 + j], y[8 + j] and y[12 + j].
+#pragma GCC unroll 4
+  for (std::int64_t j = 0; j < 4; ++j) {
+    const __m512i even_low = _mm512_shuffle_i32x4(y[j], y[4 + j], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(y[j], y[4 + j], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(y[8 + j], y[12 + j], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(y[8 + j], y[12 + j], 0xdd);
+    const auto store = [&](std::int64_t column, __m512i rows) DIFFKV_BF16_DOT {
+      _mm512_storeu_si512(turned + column * kMostPairs, rows);
+    };
+    store(j, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+    store(8 + j, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+    store(4 + j, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+    store(12 + j, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+  }
+}
+
+// acc = acc * keep + sums of kTiles x 16 columns and 16 rows.
+template <int kTiles>
+DIFFKV_BF16_DOT void accumulate_of(std::int64_t width, const std::uint32_t* weights,
+                                   const std::uint32_t* turned, Fetch& fetch,
+                                   std::int64_t num_pairs, const float* keep, float* acc) {
+  constexpr int kWeights = 4;
+  constexpr int kValues = 5;  // and 6
+  for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
+  for (std::int64_t k = 0; k < num_pairs; k += kTile) {
+    load_tile<kWeights>(weights + k * width, 4 * width);
+    for_each_sum<kTiles>([&]<int kSum>() {
+      constexpr int kOperand = kValues + kSum % 2;
+      load_tile<kOperand>(turned + kSum * kTile * kMostPairs + k, 4 * kMostPairs);
+      multiply_tiles<kSum, kOperand, kWeights>();
+      fetch.units(kTile);
+    });
+  }
+  alignas(64) std::array<float, kMostSums * kTile * kTile> sums;
+  for_each_sum<kTiles>(
+      [&]<int kSum>() { store_tile<kSum>(sums.data() + kSum * kTile * kTile, 4 * kTile); });
+  const __m512 factor = _mm512_loadu_ps(keep);
+  for (std::int64_t c = 0; c < kTiles * kTile; ++c) {
+    float* at = acc + c * width;
+    _mm512_storeu_ps(
+        at, _mm512_fmadd_ps(_mm512_loadu_ps(at), factor, _mm512_load_ps(&sums[c * kTile])));
+  }
+}
+
+bool has_instructions() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  constexpr unsigned kBf16 = 1U << 22;
+  constexpr unsigned kTiles = 1U << 24;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBf16) != 0 && (d & kTiles) != 0;
+}
+
+// Linux saves the registers, 8 KB, only for processes that asked.
+bool may_use_registers() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+
+bool amx_available() {
+  static const bool available = bf16_dot_available() && has_instructions() && may_use_registers();
+  return available;
+}
+
+AmxRegisters::AmxRegisters() {
+  struct alignas(64) Config {
+    std::uint8_t palette = 1;
+    std::uint8_t start_row = 0;
+    std::uint8_t reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+  } config;
+  static_assert(sizeof(Config) == 64);
+  std::fill_n(config.row_bytes, 8, std::uint16_t{64});
+  std::fill_n(config.rows, 8, std::uint8_t{kTile});
+  asm volatile("ldtilecfg %0" : : "m"(config));
+}
+
+AmxRegisters::~AmxRegisters() { asm volatile("tilerelease" : : : "memory"); }
+
+DIFFKV_BF16_DOT void amx_scores(std::int64_t width, const std::uint32_t* query,
+                                const std::byte* const* keys, std::uint16_t* copies, Fetch& fetch,
+                                std::int64_t num_keys, std::int64_t head_size_qk, float scale,
+                                float* scores) {
+  const std::int64_t tiles = (num_keys + kTile - 1) / kTile;
+  KeyTile tile[kMostSums];
+  for (std::int64_t t = 0; t < tiles; ++t) {
+    auto* room = reinterpret_cast<std::byte*>(copies + t * kTile * head_size_qk);
+    tile[t] = key_tile(keys + t * kTile, 2 * head_size_qk, room);
+  }
+  auto* const fn = tiles == 1   ? scores_of<1>
+                   : tiles == 2 ? scores_of<2>
+                   : tiles == 3 ? scores_of<3>
+                                : scores_of<4>;
+  for (std::int64_t row = 0; row < width; row += kTile) {
+    fn(query + row, width, tile, fetch, head_size_qk, scores + row);
+  }
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (std::int64_t i = 0; i < num_keys * width; i += kTile) {
+    _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), factor));
+  }
+}
+
+void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* values,
+                    std::uint16_t* turned, Fetch& fetch, std::int64_t num_keys,
+                    std::int64_t head_size_v, const float* keep, float* acc) {
+  const std::int64_t pairs = (num_keys + 1) / 2;
+  const std::int64_t padded = (pairs + kTile - 1) / kTile * kTile;
+  std::fill(weights + pairs * width, weights + padded * width, 0U);
+  auto* const words = reinterpret_cast<std::uint32_t*>(turned);
+  for (std::int64_t c = 0; c < head_size_v; c += kTile) {
+    for (std::int64_t k = 0; k < pairs; k += kTile) {
+      turn_pairs(values + k * head_size_v + c, head_size_v, pairs - k, words + c * kMostPairs + k);
+    }
+  }
+  for (std::int64_t c = 0; c < head_size_v; c += kMostSums * kTile) {
+    const std::int64_t tiles = std::min<std::int64_t>((head_size_v - c) / kTile, kMostSums);
+    auto* const fn = tiles == 1   ? accumulate_of<1>
+                     : tiles == 2 ? accumulate_of<2>
+                     : tiles == 3 ? accumulate_of<3>
+                                  : accumulate_of<4>;
+    for (std::int64_t row = 0; row < width; row += kTile) {
+      fn(width, weights + row, words + c * kMostPairs, fetch, padded, keep + row,
+         acc + c * width + row);
+    }
+  }
+}
+
+}  // namespace diffkv::cpu
+
+#else  // no such instructions, or no system and compiler that are known to have them
+
+namespace diffkv::cpu {
+
+bool amx_available() { return false; }
+
+}  // namespace diffkv::cpu
+
+#endif
