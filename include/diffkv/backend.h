@@ -64,8 +64,8 @@ class Backend {
                             const KvCacheView& cache, const ConstTensorView& slot_mapping,
                             Stream stream) const = 0;
   // Work items to outputs (whole tiles) and partials (cut tiles). Whether partials are left for
-  // combine: a backend may merge them as it goes. Throws Error(kUnsupported) where supports() says
-  // no.
+  // combine: a backend may merge them as it goes. Throws Error(kUnsupported) where it has no kernel
+  // for such arguments; nobody asks supports() before.
   [[nodiscard]] virtual bool attend(const AttentionParams& params, const AttendArgs& args,
                                     const Plan& plan, Stream stream) const = 0;
   // Those partials to outputs.

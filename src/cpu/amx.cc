@@ -1,6 +1,6 @@
 #include "cpu/amx.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
+#ifdef DIFFKV_HAS_AMX
 
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -59,6 +59,11 @@ void for_each_sum(Fn&& fn) {
   if constexpr (kCount > 3) fn.template operator()<3>();
 }
 
+// What is read with one tile: rows may end within.
+void fetch_tile(Fetch& fetch) {
+  for (std::int64_t i = 0; i < kTile; ++i) fetch.units(1);
+}
+
 // 16 keys, a step apart.
 struct KeyTile {
   const std::byte* first = nullptr;
@@ -89,15 +94,15 @@ void scores_of(const std::uint32_t* query, std::int64_t width, const KeyTile* ke
       constexpr int kOperand = kKeys + kSum % 2;
       load_tile<kOperand>(keys[kSum].first + 2 * i, keys[kSum].step);
       multiply_tiles<kSum, kOperand, kQuery>();
-      fetch.units(kTile);
+      fetch_tile(fetch);
     });
   }
   for_each_sum<kTiles>(
       [&]<int kSum>() { store_tile<kSum>(scores + kSum * kTile * width, 4 * width); });
 }
 
-// turned[c, k] = values[k / 2, c], k-th half, of 16 columns and 16 pairs of keys, as 32-bit words;
-// rows from num_pairs on are zeros.
+// turned[c, pair] = values[pair, c] of 16 columns and 16 pairs of keys; pairs from num_pairs on are
+// zeros.
 DIFFKV_BF16_DOT void turn_pairs(const std::uint32_t* values, std::int64_t head_size_v,
                                 std::int64_t num_pairs, std::uint32_t* turned) {
   __m512i x[kTile];
@@ -149,7 +154,7 @@ DIFFKV_BF16_DOT void accumulate_of(std::int64_t width, const std::uint32_t* weig
       constexpr int kOperand = kValues + kSum % 2;
       load_tile<kOperand>(turned + kSum * kTile * kMostPairs + k, 4 * kMostPairs);
       multiply_tiles<kSum, kOperand, kWeights>();
-      fetch.units(kTile);
+      fetch_tile(fetch);
     });
   }
   alignas(64) std::array<float, kMostSums * kTile * kTile> sums;
@@ -173,18 +178,28 @@ bool has_instructions() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBf16) != 0 && (d & kTiles) != 0;
 }
 
-// Linux saves the registers, 8 KB, only for processes that asked.
-bool may_use_registers() {
-  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
-  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+// Linux saves the registers only for processes that asked.
+constexpr int kTileData = 18;  // XFEATURE_XTILEDATA
+
+bool system_knows_registers() {
+  constexpr int kSupported = 0x1021;  // ARCH_GET_XCOMP_SUPP
+  std::uint64_t supported = 0;
+  return syscall(SYS_arch_prctl, kSupported, &supported) == 0 && (supported >> kTileData & 1) != 0;
 }
 
 }  // namespace
 
 bool amx_available() {
-  static const bool available = bf16_dot_available() && has_instructions() && may_use_registers();
+  static const bool available =
+      bf16_dot_available() && has_instructions() && system_knows_registers();
   return available;
+}
+
+bool amx_permitted() {
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  static const bool permitted =
+      amx_available() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return permitted;
 }
 
 AmxRegisters::AmxRegisters() {
@@ -258,6 +273,7 @@ void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint3
 namespace diffkv::cpu {
 
 bool amx_available() { return false; }
+bool amx_permitted() { return false; }
 
 }  // namespace diffkv::cpu
 

@@ -8,11 +8,18 @@
 
 #include "cpu/fetch.h"
 
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
+#define DIFFKV_HAS_AMX
+#endif
+
 namespace diffkv::cpu {
 
-// Whether this build has them, this machine runs them and the system lets this process do so, which
-// is asked once.
+// Whether this build has them, and this machine and system run them.
 bool amx_available();
+
+// Whether the system lets this process use the registers. Asked once, by the first call: from then
+// on every thread's registers are 8 KB larger, and so must its stack for signals be.
+bool amx_permitted();
 
 // Whether keys and values of these sizes fill whole tiles.
 constexpr bool amx_multiplies(std::int64_t head_size_qk, std::int64_t head_size_v) {
@@ -28,14 +35,15 @@ class AmxRegisters {
   AmxRegisters& operator=(const AmxRegisters&) = delete;
 };
 
-// As bf16_scores, but for num_keys rounded up to 16. `copies`: room for kBlockKeys keys, for those
+// As bf16_scores; scores of keys from num_keys up to the next multiple of 16 are written, too, and
+// mean nothing. `copies`: room for kBlockKeys keys, for those
 // that do not lie a step apart in sixteens.
 void amx_scores(std::int64_t width, const std::uint32_t* query, const std::byte* const* keys,
                 std::uint16_t* copies, Fetch& fetch, std::int64_t num_keys,
                 std::int64_t head_size_qk, float scale, float* scores);
 
-// As bf16_accumulate. Pairs of weights past the last key's up to kBlockKeys / 2 are overwritten;
-// `turned`: room for as many bf16 as kBlockKeys values have.
+// As bf16_accumulate. Pairs of weights past the last key's up to a multiple of 16 pairs are
+// overwritten; `turned`: room for as many bf16 as kBlockKeys values have.
 void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* values,
                     std::uint16_t* turned, Fetch& fetch, std::int64_t num_keys,
                     std::int64_t head_size_v, const float* keep, float* acc);

@@ -98,11 +98,13 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
   auto* fn = run_piece_of<Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
   if (call.bf16_dot) fn = run_piece_of<Bf16Products<false>, NarrowBf16Products>;
+#ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;
   if (call.amx) {
     registers.emplace();
     fn = run_piece_of<Bf16Products<true>, NarrowBf16Products, kNarrowRowsByAmx>;
   }
+#endif
 #endif
   std::optional<plan::Piece> piece;
   plan::for_each_piece(call.schedule, tile_class, worker, [&](const plan::Piece& next) {

@@ -205,7 +205,8 @@ class CpuBackend final : public Backend {
   }
 
   static bool multiplies_by_amx(const PlanKey& key) {
-    return uses_amx() && multiplies_bf16(key) && amx_multiplies(key.head_size_qk, key.head_size_v);
+    return uses_amx() && multiplies_bf16(key) &&
+           amx_multiplies(key.head_size_qk, key.head_size_v) && amx_permitted();
   }
 
   // Runs `parts` of every worker's share of every class on the plan's threads.

@@ -13,7 +13,8 @@ namespace diffkv::cpu {
 std::vector<std::string> supported_targets();
 
 // Uses that target from now on; "" goes back to the default: the environment variable
-// DIFFKV_CPU_TARGET, or the best. Process-wide; not to be called while kernels run.
+// DIFFKV_CPU_TARGET, or the best. Process-wide; not to be called while kernels run, nor between
+// asking for the size of a workspace and planning in it.
 // Throws Error(kUnavailable) with the names there are.
 void set_target(std::string_view name);
 
@@ -23,7 +24,8 @@ std::string current_target();
 // Whether it multiplies pairs of bf16, where queries, keys and values allow it.
 bool uses_bf16_dot();
 
-// Whether it multiplies tiles of bf16 in the matrix unit, where many rows share keys.
+// Whether it multiplies tiles of bf16 in the matrix unit, where many rows share keys and the system
+// permits it (amx.h).
 bool uses_amx();
 
 }  // namespace diffkv::cpu

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/targets.h"
@@ -16,8 +17,11 @@ namespace diffkv {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr std::int64_t kSizeQk = 8;
-constexpr std::int64_t kSizeV = 24;
+
+struct Sizes {
+  std::int64_t qk = 0;
+  std::int64_t v = 0;
+};
 
 // The upper half of a float, for numbers that fit.
 std::vector<std::uint16_t> bf16_of(const std::vector<float>& from) {
@@ -32,6 +36,7 @@ std::vector<std::uint16_t> bf16_of(const std::vector<float>& from) {
 
 // One sequence over dense keys and values, `heads` query heads on one KV head.
 struct Dense {
+  Sizes sizes;
   std::int64_t query_len;
   std::int64_t seq_len;
   std::int64_t heads;
@@ -44,19 +49,20 @@ struct Dense {
     plan_key.query_dtype = plan_key.key_dtype = plan_key.value_dtype = DType::kBF16;
   }
 
-  Dense(std::int64_t query_len_in, std::int64_t seq_len_in, std::int64_t heads_in)
-      : query_len(query_len_in),
+  Dense(Sizes of, std::int64_t query_len_in, std::int64_t seq_len_in, std::int64_t heads_in)
+      : sizes(of),
+        query_len(query_len_in),
         seq_len(seq_len_in),
         heads(heads_in),
-        key(static_cast<std::size_t>(seq_len * kSizeQk), 0.0F),
-        value(static_cast<std::size_t>(seq_len * kSizeV), 1.0F),
-        query(static_cast<std::size_t>(query_len * heads * kSizeQk), 1.0F),
-        output(static_cast<std::size_t>(query_len * heads * kSizeV)),
+        key(static_cast<std::size_t>(seq_len * sizes.qk), 0.0F),
+        value(static_cast<std::size_t>(seq_len * sizes.v), 1.0F),
+        query(static_cast<std::size_t>(query_len * heads * sizes.qk), 1.0F),
+        output(static_cast<std::size_t>(query_len * heads * sizes.v)),
         lse(static_cast<std::size_t>(query_len * heads)) {
     plan_key.num_heads = heads;
     plan_key.num_kv_heads = 1;
-    plan_key.head_size_qk = kSizeQk;
-    plan_key.head_size_v = kSizeV;
+    plan_key.head_size_qk = sizes.qk;
+    plan_key.head_size_v = sizes.v;
     plan_key.query_dtype = plan_key.key_dtype = plan_key.value_dtype = DType::kF32;
   }
 
@@ -85,13 +91,13 @@ struct Dense {
                              : wide.data();
       return ConstTensorView(data, plan_key.query_dtype, {rows, row_heads, size});
     };
-    args.query = view(query, query16, query_len, heads, kSizeQk);
-    args.key = view(key, key16, seq_len, 1, kSizeQk);
-    args.value = view(value, value16, seq_len, 1, kSizeV);
+    args.query = view(query, query16, query_len, heads, sizes.qk);
+    args.key = view(key, key16, seq_len, 1, sizes.qk);
+    args.value = view(value, value16, seq_len, 1, sizes.v);
     std::vector<std::uint16_t> output16(output.size());
     const bool is_bf16 = plan_key.query_dtype == DType::kBF16;
     void* to = is_bf16 ? static_cast<void*>(output16.data()) : output.data();
-    args.output = TensorView(to, plan_key.query_dtype, {query_len, heads, kSizeV});
+    args.output = TensorView(to, plan_key.query_dtype, {query_len, heads, sizes.v});
     args.lse = view_of(lse.data(), {heads, query_len});
     args.metadata = &metadata;
     DiffKVAttention(backend, plan_key, params, plan_key.query_dtype).forward(args);
@@ -102,21 +108,24 @@ struct Dense {
   }
 };
 
-class CpuTest : public testing::TestWithParam<std::string> {
+class CpuTest : public testing::TestWithParam<std::tuple<std::string, Sizes>> {
  protected:
-  void SetUp() override { cpu::set_target(GetParam()); }
+  static std::string target() { return std::get<0>(GetParam()); }
+  static Sizes sizes() { return std::get<1>(GetParam()); }
+
+  void SetUp() override { cpu::set_target(target()); }
   void TearDown() override { cpu::set_target(""); }
 };
 
 // Sums of like terms round the same way every time; folding keeps that from growing with length.
 TEST_P(CpuTest, LongSmoothSums) {
   for (std::int64_t heads : {1, 12}) {  // the narrow and the wide path
-    Dense dense(1, 300000, heads);
+    Dense dense(sizes(), 1, 300000, heads);
     double mean = 0;
     for (std::int64_t k = 0; k < dense.seq_len; ++k) {
       const float x = 1.0F + 0.01F * static_cast<float>(k % 64);
-      for (std::int64_t c = 0; c < kSizeV; ++c) {
-        dense.value[static_cast<std::size_t>(k * kSizeV + c)] = x;
+      for (std::int64_t c = 0; c < sizes().v; ++c) {
+        dense.value[static_cast<std::size_t>(k * sizes().v + c)] = x;
       }
       mean += x / static_cast<double>(dense.seq_len);
     }
@@ -128,8 +137,8 @@ TEST_P(CpuTest, LongSmoothSums) {
 
 // Zero keys give equal weights, so a row's output is the mean of what it sees: 1.
 TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
-  for (std::int64_t heads : {1, 8, 12, -1, -12}) {
-    Dense clean(40, 200, std::abs(heads));
+  for (std::int64_t heads : {1, 5, 8, 12, -1, -12}) {
+    Dense clean(sizes(), 40, 200, std::abs(heads));
     if (heads < 0) clean.use_bf16();
     heads = std::abs(heads);
     clean.plan_key.mask.window = 50;
@@ -138,13 +147,13 @@ TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
     }
     Dense poisoned = clean;
     // Row i sees keys from 111 + i on: those below 150 are hidden from some row, seen by others.
-    for (std::int64_t c = 0; c < kSizeV; ++c) {
-      poisoned.value[static_cast<std::size_t>(120 * kSizeV + c)] = std::nanf("");
+    for (std::int64_t c = 0; c < sizes().v; ++c) {
+      poisoned.value[static_cast<std::size_t>(120 * sizes().v + c)] = std::nanf("");
     }
     clean.run();
     poisoned.run();
     for (std::int64_t i = 0; i < 40; ++i) {
-      for (std::int64_t at = i * heads * kSizeV; at < (i + 1) * heads * kSizeV; ++at) {
+      for (std::int64_t at = i * heads * sizes().v; at < (i + 1) * heads * sizes().v; ++at) {
         const auto n = static_cast<std::size_t>(at);
         if (111 + i > 120) {
           EXPECT_EQ(std::memcmp(&clean.output[n], &poisoned.output[n], sizeof(float)), 0) << i;
@@ -158,12 +167,12 @@ TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
 
 // A visible key of score -inf takes part: its NaN value shows, whatever shape the tile has.
 TEST_P(CpuTest, NanBehindAScoreOfMinusInfinity) {
-  for (std::int64_t heads : {1, 8, 12, -1, -12}) {
+  for (std::int64_t heads : {1, 5, 8, 12, -1, -12}) {
     for (std::int64_t query_len : {1, 3, 30}) {
-      Dense dense(query_len, 100, std::abs(heads));
+      Dense dense(sizes(), query_len, 100, std::abs(heads));
       if (heads < 0) dense.use_bf16();
       dense.key[0] = -kInf;
-      for (std::int64_t c = 0; c < kSizeV; ++c) {
+      for (std::int64_t c = 0; c < sizes().v; ++c) {
         dense.value[static_cast<std::size_t>(c)] = std::nanf("");
       }
       dense.run();
@@ -181,17 +190,17 @@ TEST_P(CpuTest, OnlyTheBf16TargetRoundsWeights) {
   for (const bool is_bf16 : {false, true}) {
     for (std::int64_t heads : {1, 2, 4, 8, 16, 40}) {
       for (std::int64_t query_len : {1, 7}) {
-        Dense dense(query_len, 2, heads);
+        Dense dense(sizes(), query_len, 2, heads);
         if (is_bf16) dense.use_bf16();
         dense.plan_key.mask.causal = false;
         dense.params.scale = static_cast<float>(-std::log(2.0) / 3);
-        dense.key[kSizeQk] = 1.0F;  // its score is scale, the other's 0
-        for (std::int64_t c = 0; c < kSizeV; ++c) {
+        dense.key[sizes().qk] = 1.0F;  // its score is scale, the other's 0
+        for (std::int64_t c = 0; c < sizes().v; ++c) {
           dense.value[static_cast<std::size_t>(c)] = rounded;
-          dense.value[static_cast<std::size_t>(kSizeV + c)] = -1.0F;
+          dense.value[static_cast<std::size_t>(sizes().v + c)] = -1.0F;
         }
         dense.run();
-        const bool rounds = is_bf16 && (GetParam() == "AVX3_BF16" || GetParam() == "AVX3_AMX");
+        const bool rounds = is_bf16 && (target() == "AVX3_BF16" || target() == "AVX3_AMX");
         const double expected = rounds ? 0.0 : (rounded - p) / (1 + p);
         for (float x : dense.output) EXPECT_NEAR(x, expected, 2e-6) << heads << " heads";
         for (float x : dense.lse) EXPECT_NEAR(x, std::log(1 + p), 1e-6) << heads << " heads";
@@ -203,7 +212,7 @@ TEST_P(CpuTest, OnlyTheBf16TargetRoundsWeights) {
 TEST_P(CpuTest, SinksOfInfinityAndNan) {
   for (std::int64_t heads : {1, 12}) {
     for (std::int64_t seq_len : {0, 70}) {
-      Dense dense(1, seq_len, heads);
+      Dense dense(sizes(), 1, seq_len, heads);
       const std::vector<float> infinite(static_cast<std::size_t>(heads), kInf);
       dense.params.sinks = view_of(infinite.data(), {heads});
       dense.run();
@@ -238,8 +247,15 @@ TEST_P(CpuTest, CacheBytesOfSignallingNans) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, CpuTest, testing::ValuesIn(cpu::supported_targets()),
-                         [](const auto& target) { return target.param; });
+// 8/24 fill no vector of the widest targets, 32/48 whole tiles of the matrix unit.
+INSTANTIATE_TEST_SUITE_P(Targets, CpuTest,
+                         testing::Combine(testing::ValuesIn(cpu::supported_targets()),
+                                          testing::Values(Sizes{8, 24}, Sizes{32, 48})),
+                         [](const auto& test) {
+                           const Sizes sizes = std::get<1>(test.param);
+                           return std::get<0>(test.param) + "_" + std::to_string(sizes.qk) + "x" +
+                                  std::to_string(sizes.v);
+                         });
 
 }  // namespace
 }  // namespace diffkv
