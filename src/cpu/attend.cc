@@ -81,11 +81,11 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, const plan::Pie
   each([](std::optional<Tile>& tile) { tile->finish(); });
 }
 
-template <class Wide, template <int> class NarrowProducts, std::int32_t kMostNarrow = kNarrowRows>
+template <class Wide, template <int> class NarrowProducts>
 void run_piece_of(const AttendCall& call, const plan::Piece& piece, const plan::Piece* next,
                   std::byte* scratch) {
   const std::int32_t rows = piece.tile.num_rows;
-  auto* const fn = rows > kMostNarrow ? run_piece<WideTile<Wide>>
+  auto* const fn = rows > kNarrowRows ? run_piece<WideTile<Wide>>
                    : rows > 4         ? run_piece<NarrowTile<8, NarrowProducts<8>>>
                    : rows > 2         ? run_piece<NarrowTile<4, NarrowProducts<4>>>
                    : rows > 1         ? run_piece<NarrowTile<2, NarrowProducts<2>>>
@@ -102,7 +102,7 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
   std::optional<AmxRegisters> registers;
   if (call.amx) {
     registers.emplace();
-    fn = run_piece_of<Bf16Products<true>, NarrowBf16Products, kNarrowRowsByAmx>;
+    fn = run_piece_of<Bf16Products<true>, NarrowBf16Products>;
   }
 #endif
 #endif

@@ -78,7 +78,8 @@ class CpuBackend final : public Backend {
     limits.num_classes = 2;
     TileClass& decode = limits.classes[0];
     decode.tile_rows = kDecodeRows;
-    const std::int64_t heads = multiplies_by_amx(key) ? kMostTileHeads : kDecodeRows / key.group();
+    const bool by_amx = multiplies_by_amx(key) && key.group() > kNarrowRows;
+    const std::int64_t heads = by_amx ? kMostTileHeads : kDecodeRows / key.group();
     decode.tile_heads =
         static_cast<std::int32_t>(std::clamp<std::int64_t>(heads, 1, kMostTileHeads));
     while (key.num_kv_heads % decode.tile_heads != 0) --decode.tile_heads;

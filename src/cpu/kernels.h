@@ -14,14 +14,13 @@ namespace diffkv::cpu {
 inline constexpr std::int32_t kDecodeRows = 16;
 // Tiles of at most so many rows take the narrow path.
 inline constexpr std::int32_t kNarrowRows = 8;
-// The same where there is a matrix unit.
-inline constexpr std::int32_t kNarrowRowsByAmx = 4;
 // KV heads of a decode tile at most. Its heads' rows of a key are neighbours in an NHD cache, and
 // longer runs are read faster where memory limits (group 4 and 1), while a head's queries and sums
 // leave the first-level cache whenever another's turn comes. Seen on Zen 4, two threads, 8 x 4096:
 // group 16 4.43 ms with 1 head a tile, 4.60 with 4; group 8 5.8 with 1, 5.9 with 2, 6.3 with 4;
 // group 4 10.4 with 1, 9.8 with 4, 10.8 with 16; group 1 9.1 with 1 and 4, 9.5 with 16. With a
-// matrix unit memory limits all: group 16 1.5 ms with 1, 1.3 with 4, by 16 threads of a Xeon.
+// matrix unit memory limits wide tiles, too: group 16 1.5 ms with 1, 1.3 with 4, by 16 threads of a
+// Xeon.
 inline constexpr std::int32_t kMostTileHeads = 4;
 // Rows of a prefill tile: two register blocks of 3 vectors at 16 lanes, four at 8.
 inline constexpr std::int32_t kPrefillRows = 96;
