@@ -36,8 +36,8 @@ class AmxRegisters {
 };
 
 // As bf16_scores; scores of keys from num_keys up to the next multiple of 16 are written, too, and
-// mean nothing. `copies`: room for kBlockKeys keys, for those
-// that do not lie a step apart in sixteens.
+// mean nothing. `copies`: room for kBlockKeys keys, for those that do not lie a step apart in
+// sixteens.
 void amx_scores(std::int64_t width, const std::uint32_t* query, const std::byte* const* keys,
                 std::uint16_t* copies, Fetch& fetch, std::int64_t num_keys,
                 std::int64_t head_size_qk, float scale, float* scores);
