@@ -241,18 +241,22 @@ DIFFKV_BF16_DOT void amx_scores(std::int64_t width, const std::uint32_t* query,
   }
 }
 
-void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* values,
-                    std::uint16_t* turned, Fetch& fetch, std::int64_t num_keys,
-                    std::int64_t head_size_v, const float* keep, float* acc) {
+void amx_turn_values(const std::uint32_t* values, std::int64_t num_keys, std::int64_t head_size_v,
+                     std::uint32_t* turned) {
+  const std::int64_t pairs = (num_keys + 1) / 2;
+  for (std::int64_t c = 0; c < head_size_v; c += kTile) {
+    for (std::int64_t k = 0; k < pairs; k += kTile) {
+      turn_pairs(values + k * head_size_v + c, head_size_v, pairs - k, turned + c * kMostPairs + k);
+    }
+  }
+}
+
+void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* turned,
+                    Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
+                    const float* keep, float* acc) {
   const std::int64_t pairs = (num_keys + 1) / 2;
   const std::int64_t padded = (pairs + kTile - 1) / kTile * kTile;
   std::fill(weights + pairs * width, weights + padded * width, 0U);
-  auto* const words = reinterpret_cast<std::uint32_t*>(turned);
-  for (std::int64_t c = 0; c < head_size_v; c += kTile) {
-    for (std::int64_t k = 0; k < pairs; k += kTile) {
-      turn_pairs(values + k * head_size_v + c, head_size_v, pairs - k, words + c * kMostPairs + k);
-    }
-  }
   for (std::int64_t c = 0; c < head_size_v; c += kMostSums * kTile) {
     const std::int64_t tiles = std::min<std::int64_t>((head_size_v - c) / kTile, kMostSums);
     auto* const fn = tiles == 1   ? accumulate_of<1>
@@ -260,7 +264,7 @@ void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint3
                      : tiles == 3 ? accumulate_of<3>
                                   : accumulate_of<4>;
     for (std::int64_t row = 0; row < width; row += kTile) {
-      fn(width, weights + row, words + c * kMostPairs, fetch, padded, keep + row,
+      fn(width, weights + row, turned + c * kMostPairs, fetch, padded, keep + row,
          acc + c * width + row);
     }
   }

@@ -42,10 +42,15 @@ void amx_scores(std::int64_t width, const std::uint32_t* query, const std::byte*
                 std::uint16_t* copies, Fetch& fetch, std::int64_t num_keys,
                 std::int64_t head_size_qk, float scale, float* scores);
 
-// As bf16_accumulate. Pairs of weights past the last key's up to a multiple of 16 pairs are
-// overwritten; `turned`: room for as many bf16 as kBlockKeys values have.
-void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* values,
-                    std::uint16_t* turned, Fetch& fetch, std::int64_t num_keys,
-                    std::int64_t head_size_v, const float* keep, float* acc);
+// turned[c, pair] = values[pair, c], [head_size_v, kBlockKeys / 2]; pairs past the last key's up to
+// a multiple of 16 are zeros.
+void amx_turn_values(const std::uint32_t* values, std::int64_t num_keys, std::int64_t head_size_v,
+                     std::uint32_t* turned);
+
+// As bf16_accumulate, of values that amx_turn_values turned. Pairs of weights past the last key's
+// up to a multiple of 16 pairs are overwritten.
+void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* turned,
+                    Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
+                    const float* keep, float* acc);
 
 }  // namespace diffkv::cpu

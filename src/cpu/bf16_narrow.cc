@@ -166,7 +166,7 @@ DIFFKV_BF16_DOT void bf16_weights_narrow(int rows, const float* p, std::int64_t 
                                          std::uint16_t* weights) {
   for (int r = 0; r < rows; ++r, p += kBlockKeys, weights += kBlockKeys) {
     for (std::int64_t k = 0; k < num_keys; k += 32) {
-      const __mmask32 keys = first_lanes(num_keys - k);
+      const __mmask32 keys = first_lanes<__mmask32>(num_keys - k);
       const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(keys), p + k);
       const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(keys >> 16), p + k + 16);
       _mm512_storeu_si512(weights + k, round_to_bf16(low, high));

@@ -40,14 +40,11 @@ DIFFKV_BF16_DOT inline __m512i all_lanes(const void* pair) {
   return _mm512_set1_epi32(bits);
 }
 
-// The first n of 32 16-bit lanes, all from 32 on.
-inline __mmask32 first_lanes(std::int64_t n) {
-  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
-}
-
-// The first n of 64 8-bit lanes, all from 64 on.
-inline __mmask64 first_bytes(std::int64_t n) {
-  return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
+// The first n lanes of as many as the mask has bits, all from there on.
+template <class Mask>
+Mask first_lanes(std::int64_t n) {
+  constexpr std::int64_t kLanes = 8 * sizeof(Mask);
+  return n >= kLanes ? static_cast<Mask>(~Mask{0}) : static_cast<Mask>((Mask{1} << n) - 1);
 }
 
 // The 128 magnitudes of an fp8 type as bf16: their lower and their upper bytes.
@@ -103,7 +100,7 @@ class Bf16Reader<false> {
   explicit Bf16Reader(DType /*stored*/) {}
 
   DIFFKV_BF16_DOT __m512i load(const std::byte* row, std::int64_t i, std::int64_t n) const {
-    return _mm512_maskz_loadu_epi16(first_lanes(n - i), row + 2 * i);
+    return _mm512_maskz_loadu_epi16(first_lanes<__mmask32>(n - i), row + 2 * i);
   }
 };
 
@@ -113,7 +110,7 @@ class Bf16Reader<true> {
   DIFFKV_BF16_DOT explicit Bf16Reader(DType stored) : decoder_(stored) {}
 
   DIFFKV_BF16_DOT __m512i load(const std::byte* row, std::int64_t i, std::int64_t n) const {
-    return decoder_.decode(_mm256_maskz_loadu_epi8(first_lanes(n - i), row + i));
+    return decoder_.decode(_mm256_maskz_loadu_epi8(first_lanes<__mmask32>(n - i), row + i));
   }
 
  private:

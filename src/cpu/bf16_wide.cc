@@ -111,25 +111,19 @@ DIFFKV_BF16_DOT void accumulate_of(std::int64_t width, const std::uint32_t* weig
   }
 }
 
-// Stores 16 pairs, or fewer where only `left` columns are. A store with a mask takes longer, even
-// with all lanes.
-DIFFKV_BF16_DOT inline void store_pairs(std::uint32_t* to, __m512i pairs, std::int64_t left) {
-  if (left >= 16) {
-    _mm512_storeu_si512(to, pairs);
-    return;
-  }
-  if (left <= 0) return;
-  _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(first_lanes(left)), pairs);
-}
-
-// Stores 32 words, or fewer where only `left` are.
-DIFFKV_BF16_DOT inline void store_words(std::uint16_t* to, __m512i words, std::int64_t left) {
+// Stores 32 words of 16 bits, or fewer where only `left` are. A store with a mask takes longer,
+// even with all lanes.
+DIFFKV_BF16_DOT inline void store_words(void* to, __m512i words, std::int64_t left) {
   if (left >= 32) {
     _mm512_storeu_si512(to, words);
-    return;
+  } else if (left > 0) {
+    _mm512_mask_storeu_epi16(to, first_lanes<__mmask32>(left), words);
   }
-  if (left <= 0) return;
-  _mm512_mask_storeu_epi16(to, first_lanes(left), words);
+}
+
+// The same of 16 pairs.
+DIFFKV_BF16_DOT inline void store_pairs(std::uint32_t* to, __m512i pairs, std::int64_t left) {
+  store_words(to, pairs, 2 * left);
 }
 
 DIFFKV_BF16_DOT bool pair_bf16(const std::byte* const* rows, std::int64_t num_keys,
@@ -166,7 +160,7 @@ DIFFKV_BF16_DOT bool pair_fp8(DType stored, const std::byte* const* rows, std::i
   for (std::int64_t k = 0; k < num_keys; k += 2, pairs += head_size_v) {
     for (std::int64_t c = 0; c < head_size_v; c += 64) {
       const std::int64_t left = head_size_v - c;
-      const __mmask64 columns = first_bytes(left);
+      const __mmask64 columns = first_lanes<__mmask64>(left);
       const __m512i a = _mm512_maskz_loadu_epi8(columns, rows[k] + c);
       const __m512i b = k + 1 < num_keys ? _mm512_maskz_loadu_epi8(columns, rows[k + 1] + c)
                                          : _mm512_setzero_si512();
@@ -235,8 +229,8 @@ DIFFKV_BF16_DOT void bf16_keys(DType stored, const std::byte* const* rows, std::
   for (std::int64_t k = 0; k < num_keys; ++k, keys += n) {
     for (std::int64_t i = 0; i < n; i += 64) {
       const std::int64_t left = n - i;
-      const __m512i x =
-          _mm512_permutexvar_epi64(deal, _mm512_maskz_loadu_epi8(first_bytes(left), rows[k] + i));
+      const __m512i x = _mm512_permutexvar_epi64(
+          deal, _mm512_maskz_loadu_epi8(first_lanes<__mmask64>(left), rows[k] + i));
       const __m512i lower = decoder.lower(x);
       const __m512i upper = decoder.upper(x);
       store_words(keys + i, _mm512_unpacklo_epi8(lower, upper), left);

@@ -23,8 +23,9 @@ constexpr std::string_view kAmxTarget = "AVX3_AMX";
 
 // The target in use; 0 before the first choice.
 std::atomic<std::int64_t> chosen{0};
-std::atomic<bool> chosen_bf16_dot{false};
-std::atomic<bool> chosen_amx{false};
+// What multiplies bf16 beside it.
+enum class Bf16Products : std::uint8_t { kNone, kPairs, kTiles };
+std::atomic<Bf16Products> chosen_products{Bf16Products::kNone};
 
 // Built and runnable here, as a set.
 std::int64_t usable() { return hwy::SupportedTargets() & HWY_TARGETS; }
@@ -68,18 +69,19 @@ void set_target(std::string_view name) {
   const std::int64_t target = name.empty() ? best_of(usable()) : target_named(name);
   hwy::GetChosenTarget().Update(target);
   chosen = target;
-  chosen_bf16_dot = name == kBf16Target || name == kAmxTarget;
-  chosen_amx = name == kAmxTarget;
+  chosen_products = name == kAmxTarget    ? Bf16Products::kTiles
+                    : name == kBf16Target ? Bf16Products::kPairs
+                                          : Bf16Products::kNone;
 }
 
 std::string current_target() {
   if (chosen == 0) set_target("");
-  if (chosen_amx) return std::string(kAmxTarget);
-  return chosen_bf16_dot ? std::string(kBf16Target) : hwy::TargetName(chosen);
+  if (uses_amx()) return std::string(kAmxTarget);
+  return uses_bf16_dot() ? std::string(kBf16Target) : hwy::TargetName(chosen);
 }
 
-bool uses_bf16_dot() { return chosen_bf16_dot; }
+bool uses_bf16_dot() { return chosen_products != Bf16Products::kNone; }
 
-bool uses_amx() { return chosen_amx; }
+bool uses_amx() { return chosen_products == Bf16Products::kTiles; }
 
 }  // namespace diffkv::cpu

@@ -128,8 +128,10 @@ class Bf16Products {
     if (cache.key.dtype != DType::kBF16) {
       bf16_keys(cache.key.dtype, rows.key.data(), rows.count(), cache.head_size_qk, keys());
     }
-    return bf16_values(cache.value.dtype, rows.value.data(), rows.count(), cache.head_size_v,
-                       values());
+    const bool finite = bf16_values(cache.value.dtype, rows.value.data(), rows.count(),
+                                    cache.head_size_v, values());
+    turn(rows);
+    return finite;
   }
 
   template <int kVectors>
@@ -161,9 +163,8 @@ class Bf16Products {
     const std::int64_t head_size = args_.cache.head_size_v;
     bf16_weights(kWidth, group.scores, rows.count(), own_.weights);
     if constexpr (kAmx) {
-      auto* turned = reinterpret_cast<std::uint16_t*>(values() + kBlockKeys / 2 * head_size);
-      amx_accumulate(kWidth, own_.weights, values(), turned, fetch, rows.count(), head_size,
-                     own_.keep, group.acc);
+      amx_accumulate(kWidth, own_.weights, turned(), fetch, rows.count(), head_size, own_.keep,
+                     group.acc);
     } else {
       bf16_accumulate(kWidth, own_.weights, values(), fetch, rows.count(), head_size, own_.keep,
                       group.acc);
@@ -179,6 +180,7 @@ class Bf16Products {
     const KvCacheView& cache = args_.cache;
     bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()),
                         (rows.count() + 1) / 2 * 2 * cache.head_size_v);
+    turn(rows);
     accumulate<kVectors>(group, rows, fetch);
     add_nonfinite(rows, cache.value.dtype, cache.head_size_v, count, group.scores, kWidth,
                   /*p_row=*/1, group.acc, kWidth, /*acc_row=*/1);
@@ -187,6 +189,12 @@ class Bf16Products {
  private:
   std::uint16_t* keys() const { return reinterpret_cast<std::uint16_t*>(own_.keys); }
   std::uint32_t* values() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
+  std::uint32_t* turned() const { return values() + kBlockKeys / 2 * args_.cache.head_size_v; }
+
+  // The values for all groups of rows, as the matrix unit reads them.
+  void turn(const BlockRows& rows) const {
+    if constexpr (kAmx) amx_turn_values(values(), rows.count(), args_.cache.head_size_v, turned());
+  }
 
   const AttendArgs& args_;
   const WideBlock& own_;
