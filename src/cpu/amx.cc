@@ -10,59 +10,12 @@
 #include <array>
 #include <cstring>
 
+#include "cpu/amx_tiles.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/bf16_vectors.h"
 
 namespace diffkv::cpu {
 namespace {
-
-// A register holds 16 rows of 64 bytes: of keys 32 dimensions, of pairs and sums 16 columns.
-constexpr std::int64_t kTile = 16;
-constexpr std::int64_t kTileDims = 32;
-constexpr std::int64_t kMostPairs = kBlockKeys / 2;
-
-// The compiler's own intrinsics do not say that they read memory.
-template <int kRegister>
-void load_tile(const void* from, std::int64_t stride_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
-               :
-               : "r"(from), "r"(stride_bytes), "i"(kRegister)
-               : "memory");
-}
-template <int kRegister>
-void store_tile(void* to, std::int64_t stride_bytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
-               :
-               : "r"(to), "r"(stride_bytes), "i"(kRegister)
-               : "memory");
-}
-template <int kRegister>
-void zero_tile() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(kRegister) : "memory");
-}
-// sums += a * b.
-template <int kSums, int kA, int kB>
-void multiply_tiles() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
-               :
-               : "i"(kSums), "i"(kA), "i"(kB)
-               : "memory");
-}
-
-// Registers 0 to 3 are sums.
-constexpr int kMostSums = 4;
-template <int kCount, class Fn>
-void for_each_sum(Fn&& fn) {
-  fn.template operator()<0>();
-  if constexpr (kCount > 1) fn.template operator()<1>();
-  if constexpr (kCount > 2) fn.template operator()<2>();
-  if constexpr (kCount > 3) fn.template operator()<3>();
-}
-
-// What is read with one tile: rows may end within.
-void fetch_tile(Fetch& fetch) {
-  for (std::int64_t i = 0; i < kTile; ++i) fetch.units(1);
-}
 
 // 16 keys, a step apart.
 struct KeyTile {
@@ -110,34 +63,7 @@ DIFFKV_BF16_DOT void turn_pairs(const std::uint32_t* values, std::int64_t head_s
   for (std::int64_t i = 0; i < kTile; ++i) {
     x[i] = i < num_pairs ? _mm512_loadu_si512(values + i * head_size_v) : _mm512_setzero_si512();
   }
-  // Within 128-bit blocks, four by four: block b of y[4 g + j] is column 4 b + j of rows 4 g on.
-  __m512i y[kTile];
-#pragma GCC unroll 4
-  for (std::int64_t g = 0; g < kTile; g += 4) {
-    const __m512i low01 = _mm512_unpacklo_epi32(x[g], x[g + 1]);
-    const __m512i high01 = _mm512_unpackhi_epi32(x[g], x[g + 1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(x[g + 2], x[g + 3]);
-    const __m512i high23 = _mm512_unpackhi_epi32(x[g + 2], x[g + 3]);
-    y[g] = _mm512_unpacklo_epi64(low01, low23);
-    y[g + 1] = _mm512_unpackhi_epi64(low01, low23);
-    y[g + 2] = _mm512_unpacklo_epi64(high01, high23);
-    y[g + 3] = _mm512_unpackhi_epi64(high01, high23);
-  }
-  // Blocks, four by four: column 4 b + j is block b of y[j], y[4 + j], y[8 + j] and y[12 + j].
-#pragma GCC unroll 4
-  for (std::int64_t j = 0; j < 4; ++j) {
-    const __m512i even_low = _mm512_shuffle_i32x4(y[j], y[4 + j], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(y[j], y[4 + j], 0xdd);
-    const __m512i even_high = _mm512_shuffle_i32x4(y[8 + j], y[12 + j], 0x88);
-    const __m512i odd_high = _mm512_shuffle_i32x4(y[8 + j], y[12 + j], 0xdd);
-    const auto store = [&](std::int64_t column, __m512i rows) DIFFKV_BF16_DOT {
-      _mm512_storeu_si512(turned + column * kMostPairs, rows);
-    };
-    store(j, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
-    store(8 + j, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
-    store(4 + j, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
-    store(12 + j, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
-  }
+  turn_words(x, turned, kMostPairs);
 }
 
 // acc = acc * keep + sums of kTiles x 16 columns and 16 rows.
@@ -160,12 +86,7 @@ DIFFKV_BF16_DOT void accumulate_of(std::int64_t width, const std::uint32_t* weig
   alignas(64) std::array<float, kMostSums * kTile * kTile> sums;
   for_each_sum<kTiles>(
       [&]<int kSum>() { store_tile<kSum>(sums.data() + kSum * kTile * kTile, 4 * kTile); });
-  const __m512 factor = _mm512_loadu_ps(keep);
-  for (std::int64_t c = 0; c < kTiles * kTile; ++c) {
-    float* at = acc + c * width;
-    _mm512_storeu_ps(
-        at, _mm512_fmadd_ps(_mm512_loadu_ps(at), factor, _mm512_load_ps(&sums[c * kTile])));
-  }
+  add_sums(sums.data(), kTiles * kTile, _mm512_loadu_ps(keep), width, acc);
 }
 
 bool has_instructions() {
@@ -228,17 +149,12 @@ DIFFKV_BF16_DOT void amx_scores(std::int64_t width, const std::uint32_t* query,
     auto* room = reinterpret_cast<std::byte*>(copies + t * kTile * head_size_qk);
     tile[t] = key_tile(keys + t * kTile, 2 * head_size_qk, room);
   }
-  auto* const fn = tiles == 1   ? scores_of<1>
-                   : tiles == 2 ? scores_of<2>
-                   : tiles == 3 ? scores_of<3>
-                                : scores_of<4>;
-  for (std::int64_t row = 0; row < width; row += kTile) {
-    fn(query + row, width, tile, fetch, head_size_qk, scores + row);
-  }
-  const __m512 factor = _mm512_set1_ps(scale);
-  for (std::int64_t i = 0; i < num_keys * width; i += kTile) {
-    _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), factor));
-  }
+  with_sums(tiles, [&]<int kTiles>() {
+    for (std::int64_t row = 0; row < width; row += kTile) {
+      scores_of<kTiles>(query + row, width, tile, fetch, head_size_qk, scores + row);
+    }
+  });
+  scale_scores(num_keys * width, scale, scores);
 }
 
 void amx_turn_values(const std::uint32_t* values, std::int64_t num_keys, std::int64_t head_size_v,
@@ -259,14 +175,12 @@ void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint3
   std::fill(weights + pairs * width, weights + padded * width, 0U);
   for (std::int64_t c = 0; c < head_size_v; c += kMostSums * kTile) {
     const std::int64_t tiles = std::min<std::int64_t>((head_size_v - c) / kTile, kMostSums);
-    auto* const fn = tiles == 1   ? accumulate_of<1>
-                     : tiles == 2 ? accumulate_of<2>
-                     : tiles == 3 ? accumulate_of<3>
-                                  : accumulate_of<4>;
-    for (std::int64_t row = 0; row < width; row += kTile) {
-      fn(width, weights + row, turned + c * kMostPairs, fetch, padded, keep + row,
-         acc + c * width + row);
-    }
+    with_sums(tiles, [&]<int kTiles>() {
+      for (std::int64_t row = 0; row < width; row += kTile) {
+        accumulate_of<kTiles>(width, weights + row, turned + c * kMostPairs, fetch, padded,
+                              keep + row, acc + c * width + row);
+      }
+    });
   }
 }
 

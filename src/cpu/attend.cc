@@ -81,28 +81,35 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, const plan::Pie
   each([](std::optional<Tile>& tile) { tile->finish(); });
 }
 
-template <class Wide, template <int> class NarrowProducts>
+// Prefill: how tiles of more rows than a decode tile's multiply.
+template <class Prefill, class Decode, template <int> class NarrowProducts>
 void run_piece_of(const AttendCall& call, const plan::Piece& piece, const plan::Piece* next,
                   std::byte* scratch) {
   const std::int32_t rows = piece.tile.num_rows;
-  auto* const fn = rows > kNarrowRows ? run_piece<WideTile<Wide>>
-                   : rows > 4         ? run_piece<NarrowTile<8, NarrowProducts<8>>>
-                   : rows > 2         ? run_piece<NarrowTile<4, NarrowProducts<4>>>
-                   : rows > 1         ? run_piece<NarrowTile<2, NarrowProducts<2>>>
-                                      : run_piece<NarrowTile<1, NarrowProducts<1>>>;
+  auto* const fn = rows > kDecodeRows   ? run_piece<WideTile<Prefill>>
+                   : rows > kNarrowRows ? run_piece<WideTile<Decode>>
+                   : rows > 4           ? run_piece<NarrowTile<8, NarrowProducts<8>>>
+                   : rows > 2           ? run_piece<NarrowTile<4, NarrowProducts<4>>>
+                   : rows > 1           ? run_piece<NarrowTile<2, NarrowProducts<2>>>
+                                        : run_piece<NarrowTile<1, NarrowProducts<1>>>;
   fn(call, piece, next, scratch);
 }
 
 void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                std::byte* scratch) {
-  auto* fn = run_piece_of<Fp32Products, NarrowFp32Products>;
+  auto* fn = run_piece_of<Fp32Products, Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  if (call.bf16_dot) fn = run_piece_of<Bf16Products<false>, NarrowBf16Products>;
+  if (call.bf16_dot) {
+    fn = bf16_dot_gains()
+             ? run_piece_of<Bf16Products<false>, Bf16Products<false>, NarrowBf16Products>
+             : run_piece_of<Fp32Products, Fp32Products, NarrowBf16Products>;
+  }
 #ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;
   if (call.amx) {
     registers.emplace();
-    fn = run_piece_of<Bf16Products<true>, NarrowBf16Products>;
+    fn = call.bf16_dot ? run_piece_of<Bf16Products<true>, Bf16Products<true>, NarrowBf16Products>
+                       : run_piece_of<SplitProducts, Fp32Products, NarrowFp32Products>;
   }
 #endif
 #endif

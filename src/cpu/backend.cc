@@ -78,7 +78,7 @@ class CpuBackend final : public Backend {
     limits.num_classes = 2;
     TileClass& decode = limits.classes[0];
     decode.tile_rows = kDecodeRows;
-    const bool by_amx = multiplies_by_amx(key) && key.group() > kNarrowRows;
+    const bool by_amx = multiplies_bf16(key) && multiplies_by_amx(key) && key.group() > kNarrowRows;
     const std::int64_t heads = by_amx ? kMostTileHeads : kDecodeRows / key.group();
     decode.tile_heads =
         static_cast<std::int32_t>(std::clamp<std::int64_t>(heads, 1, kMostTileHeads));
@@ -206,7 +206,9 @@ class CpuBackend final : public Backend {
   }
 
   static bool multiplies_by_amx(const PlanKey& key) {
-    return uses_amx() && multiplies_bf16(key) &&
+    const bool fp16 = key.query_dtype == DType::kF16 && key.key_dtype == DType::kF16 &&
+                      key.value_dtype == DType::kF16;
+    return uses_amx() && (fp16 || multiplies_bf16(key)) &&
            amx_multiplies(key.head_size_qk, key.head_size_v) && amx_permitted();
   }
 

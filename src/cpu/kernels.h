@@ -39,7 +39,7 @@ struct AttendCall {
   const AttendArgs* args = nullptr;
   plan::ScheduleView schedule;
   bool bf16_dot = false;  // multiply pairs of bf16
-  bool amx = false;       // and those of many rows in the matrix unit
+  bool amx = false;       // multiply in the matrix unit where many rows share keys
 };
 
 // Bytes of scratch that one thread needs for tiles of `rows` rows of each of `tile_heads` KV heads.

@@ -167,7 +167,7 @@ struct WideBlock {
   float* keys;             // [kBlockKeys, head_size_qk]; or bf16, twice as many
   float* values;           // as value_at says; or pairs [kBlockKeys / 2, head_size_v], twice
   float* scores;           // [kBlockKeys, rows of a group]
-  std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities
+  std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities; twice
   float* keep;             // [rows of a group]
   float* rows;             // four rows of queries or values
 
@@ -176,7 +176,7 @@ struct WideBlock {
       : keys(take.take<float>(kBlockKeys * head_size_qk)),
         values(take.take<float>(value_at(0, head_size_v + kValueColumns - 1))),
         scores(take.take<float>(kBlockKeys * group_width)),
-        weights(take.take<std::uint32_t>(kBlockKeys / 2 * group_width)),
+        weights(take.take<std::uint32_t>(kBlockKeys * group_width)),
         keep(take.take<float>(group_width)),
         rows(take.take<float>(4 * std::max(head_size_qk, head_size_v))) {}
 };

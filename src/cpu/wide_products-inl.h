@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "cpu/amx.h"
+#include "cpu/amx_fp16.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/codec-inl.h"
 #include "cpu/fetch.h"
@@ -41,8 +42,8 @@ class Fp32Products {
   // 32-bit words of a query row.
   std::int64_t query_words() const { return args_.cache.head_size_qk; }
 
-  // One query row, times `scale`.
-  void load_query(const std::byte* query, float scale, float* to) const {
+  // The tile's query row `row`, times `scale`.
+  void load_query(std::int64_t /*row*/, const std::byte* query, float scale, float* to) const {
     const std::int64_t n = query_words();
     with_dtype(args_.query.dtype,
                [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, to); });
@@ -73,15 +74,16 @@ class Fp32Products {
     }
   }
 
-  // Whether every value of the block is finite.
-  bool finite(const BlockRows& rows) const { return whole_blocks_ ? finite_ : load_values(rows); }
-
+  // Returns false where some value is NaN or infinite and not all rows see it, so that hidden keys
+  // have to be marked -0 and accumulate_marked has to do it.
   template <int kVectors>
-  void accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch) const {
+  bool accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                  bool all_seen) const {
+    if (!all_seen && !finite(rows)) return false;
     const std::int64_t n = args_.cache.head_size_v;
     if (whole_blocks_) {
       accumulate_block<kVectors>(group, own_.values, fetch, rows.count(), n, own_.keep);
-      return;
+      return true;
     }
     GroupBuffers part = group;
     for (std::int64_t c = 0; c < n; c += kValueColumns) {
@@ -90,10 +92,10 @@ class Fp32Products {
       accumulate_block<kVectors>(part, own_.values, fetch, rows.count(),
                                  std::min(n - c, kValueColumns), own_.keep);
     }
+    return true;
   }
 
-  // The same where hidden keys are marked -0 and some value is NaN or infinite, as finite() has
-  // found; `count`: rows that are there.
+  // `count`: rows that are there.
   template <int kVectors>
   void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& /*fetch*/,
                          std::int64_t /*count*/) const {
@@ -116,6 +118,8 @@ class Fp32Products {
     const std::int64_t padded = (count + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
     std::fill(own_.keys + count * n, own_.keys + padded * n, 0.0F);
   }
+
+  bool finite(const BlockRows& rows) const { return whole_blocks_ ? finite_ : load_values(rows); }
 
   // All columns. Returns whether every value is finite.
   bool load_values(const BlockRows& rows) const {
@@ -168,7 +172,7 @@ class Bf16Products {
 
   std::int64_t query_words() const { return args_.cache.head_size_qk / 2; }
 
-  void load_query(const std::byte* query, float /*scale*/, float* to) const {
+  void load_query(std::int64_t /*row*/, const std::byte* query, float /*scale*/, float* to) const {
     std::memcpy(to, query, static_cast<std::size_t>(4 * query_words()));
   }
 
@@ -181,8 +185,6 @@ class Bf16Products {
                           values());
     turn(rows);
   }
-
-  bool finite(const BlockRows& /*rows*/) const { return finite_; }
 
   template <int kVectors>
   void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
@@ -208,7 +210,9 @@ class Bf16Products {
   }
 
   template <int kVectors>
-  void accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch) const {
+  bool accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                  bool all_seen) const {
+    if (!all_seen && !finite_) return false;
     constexpr std::int64_t kWidth = kVectors * kLanes;
     const std::int64_t head_size = args_.cache.head_size_v;
     bf16_weights(kWidth, group.scores, rows.count(), own_.weights);
@@ -219,6 +223,7 @@ class Bf16Products {
       bf16_accumulate(kWidth, own_.weights, values(), fetch, rows.count(), head_size, own_.keep,
                       group.acc);
     }
+    return true;
   }
 
   // Values that are not finite are left out of the products and then added to the rows that see
@@ -231,7 +236,7 @@ class Bf16Products {
     bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()),
                         (rows.count() + 1) / 2 * 2 * cache.head_size_v);
     turn(rows);
-    accumulate<kVectors>(group, rows, fetch);
+    accumulate<kVectors>(group, rows, fetch, /*all_seen=*/true);
     add_nonfinite(rows, cache.value.dtype, cache.head_size_v, count, group.scores, kWidth,
                   /*p_row=*/1, group.acc, kWidth, /*acc_row=*/1);
   }
@@ -250,6 +255,87 @@ class Bf16Products {
   const WideBlock& own_;
   bool finite_ = false;
 };
+
+#ifdef DIFFKV_HAS_AMX
+// How a wide tile of more rows than a decode tile's multiplies fp16 in the matrix unit for bf16:
+// queries, keys, weights and values each as two parts. For 16 rows it takes as long to part keys
+// and values as to multiply them in fp32: decode of 1 x 32768 by two threads of a Xeon took 9.3
+// to 11.4 ms, a few keys or columns parted at a time, and 7.5 to 11.5 in fp32.
+class SplitProducts {
+ public:
+  SplitProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
+      : args_(args), own_(own) {}
+
+  std::int64_t query_words() const { return args_.cache.head_size_qk; }
+
+  void load_query(std::int64_t row, const std::byte* query, float /*scale*/, float* to) {
+    const std::int64_t n = query_words();
+    auto* parts = reinterpret_cast<std::uint16_t*>(to);
+    const std::uint64_t nonfinite = amx_split_rows(&query, 1, n, {parts, parts + n});
+    nonfinite_rows_[static_cast<std::size_t>(row / kGroupWidth)] |= nonfinite << row % kGroupWidth;
+  }
+
+  void load(const BlockRows& rows) {
+    const KvCacheView& cache = args_.cache;
+    nonfinite_keys_ =
+        amx_split_rows(rows.key.data(), rows.count(), cache.head_size_qk, {keys(), lower_keys()});
+    finite_ = amx_turn_split_values(rows.value.data(), rows.count(), cache.head_size_v,
+                                    {turned(), lower_turned()});
+  }
+
+  template <int kVectors>
+  void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
+    constexpr std::int64_t kWidth = kVectors * kLanes;
+    const std::int64_t n = args_.cache.head_size_qk;
+    const auto* query = reinterpret_cast<const std::uint32_t*>(group.query);
+    SplitScores operands;
+    operands.query = {query, query + n / 2 * kWidth};
+    operands.keys = {keys(), lower_keys()};
+    operands.nonfinite_rows =
+        nonfinite_rows_[static_cast<std::size_t>(group.first_row / kGroupWidth)];
+    operands.nonfinite_keys = nonfinite_keys_;
+    amx_split_scores(kWidth, operands, fetch, rows.count(), n, scale, group.scores);
+  }
+
+  // Leaves out what is not finite even where all rows see it: no part of a weight is to multiply it
+  // alone.
+  template <int kVectors>
+  bool accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                  bool /*all_seen*/) const {
+    constexpr std::int64_t kWidth = kVectors * kLanes;
+    const Parts<std::uint32_t> weights{own_.weights, own_.weights + kBlockKeys / 2 * kWidth};
+    amx_split_weights(kWidth, group.scores, rows.count(), weights);
+    amx_split_accumulate(kWidth, weights, {turned(), lower_turned()}, fetch, rows.count(),
+                         args_.cache.head_size_v, own_.keep, group.acc);
+    return finite_;
+  }
+
+  // Adds what was left out.
+  template <int kVectors>
+  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& /*fetch*/,
+                         std::int64_t count) const {
+    constexpr std::int64_t kWidth = kVectors * kLanes;
+    const KvCacheView& cache = args_.cache;
+    add_nonfinite(rows, cache.value.dtype, cache.head_size_v, count, group.scores, kWidth,
+                  /*p_row=*/1, group.acc, kWidth, /*acc_row=*/1);
+  }
+
+ private:
+  std::uint16_t* keys() const { return reinterpret_cast<std::uint16_t*>(own_.keys); }
+  std::uint16_t* lower_keys() const { return keys() + kBlockKeys * args_.cache.head_size_qk; }
+  std::uint32_t* turned() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
+  std::uint32_t* lower_turned() const {
+    return turned() + kBlockKeys / 2 * args_.cache.head_size_v;
+  }
+
+  const AttendArgs& args_;
+  const WideBlock& own_;
+  // Bits of rows and of the block's keys that hold a NaN or an infinity.
+  std::array<std::uint64_t, (kPrefillRows + kGroupWidth - 1) / kGroupWidth> nonfinite_rows_{};
+  std::uint64_t nonfinite_keys_ = 0;
+  bool finite_ = false;
+};
+#endif
 #endif
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

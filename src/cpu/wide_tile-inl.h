@@ -129,7 +129,7 @@ class WideTile : public TileBase {
       for (std::int64_t i = 0; i < kRowsTurned; ++i) {
         float* to = block_.rows + i * words;
         if (row + i < num_rows()) {
-          products_.load_query(query_of(row + i), scale_, to);
+          products_.load_query(row + i, query_of(row + i), scale_, to);
         } else {
           std::fill_n(to, words, 0.0F);
         }
@@ -150,6 +150,7 @@ class WideTile : public TileBase {
     const KeyRange range = rows.range;
     const std::int64_t num_keys = rows.count();
     GroupBuffers group;
+    group.first_row = row;
     group.query = own_.query + row * cache.head_size_qk;
     group.acc = own_.acc + row * cache.head_size_v;
     group.scores = block_.scores;
@@ -162,9 +163,7 @@ class WideTile : public TileBase {
     const bool biased = add_qq_bias(range, row, count, block_.scores, kWidth, /*row_stride=*/1);
     if (!all_seen) apply_mask(group, kWidth, range.begin, num_keys);
     softmax_block<kVectors>(group, num_keys, block_.keep);
-    if ((all_seen && !biased) || products_.finite(rows)) {
-      products_.template accumulate<kVectors>(group, rows, fetch);
-    } else {
+    if (!products_.template accumulate<kVectors>(group, rows, fetch, all_seen && !biased)) {
       mark_hidden(range, row, count, block_.scores, kWidth, /*row_stride=*/1);
       products_.template accumulate_marked<kVectors>(group, rows, fetch, count);
     }

@@ -1,15 +1,23 @@
 // The CPU kernels where their two paths, long sums and odd numbers meet; on every SIMD target.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "core/dtype.h"
+#include "cpu/amx.h"
+#include "cpu/amx_fp16.h"
+#include "cpu/bf16_dot.h"
+#include "cpu/kernels.h"
 #include "cpu/targets.h"
 #include "diffkv/layer.h"
 
@@ -23,14 +31,11 @@ struct Sizes {
   std::int64_t v = 0;
 };
 
-// The upper half of a float, for numbers that fit.
-std::vector<std::uint16_t> bf16_of(const std::vector<float>& from) {
-  std::vector<std::uint16_t> to(from.size());
-  for (std::size_t i = 0; i < from.size(); ++i) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, &from[i], sizeof(bits));
-    to[i] = static_cast<std::uint16_t>(bits >> 16);
-  }
+// As elements of `dtype`.
+std::vector<std::byte> elements_of(const std::vector<float>& from, DType dtype) {
+  const auto n = static_cast<std::int64_t>(from.size());
+  std::vector<std::byte> to(static_cast<std::size_t>(n * size_of(dtype)));
+  core::store_row(dtype, from.data(), n, to.data());
   return to;
 }
 
@@ -44,9 +49,9 @@ struct Dense {
   AttentionParams params;
   PlanKey plan_key;
 
-  // Queries, keys and values are handed over as bf16, cut off after its 8 bits.
-  void use_bf16() {
-    plan_key.query_dtype = plan_key.key_dtype = plan_key.value_dtype = DType::kBF16;
+  // Queries, keys, values and outputs are handed over as these.
+  void use(DType dtype) {
+    plan_key.query_dtype = plan_key.key_dtype = plan_key.value_dtype = dtype;
   }
 
   Dense(Sizes of, std::int64_t query_len_in, std::int64_t seq_len_in, std::int64_t heads_in)
@@ -81,32 +86,27 @@ struct Dense {
                                   {.max_tokens = query_len, .max_seqs = 1, .max_seq_len = seq_len});
     const DiffKVMetadata metadata = builder.build(batch);
     DiffKVAttention::ForwardArgs args;
-    const std::vector<std::uint16_t> query16 = bf16_of(query);
-    const std::vector<std::uint16_t> key16 = bf16_of(key);
-    const std::vector<std::uint16_t> value16 = bf16_of(value);
-    const auto view = [&](const std::vector<float>& wide, const std::vector<std::uint16_t>& narrow,
-                          std::int64_t rows, std::int64_t row_heads, std::int64_t size) {
-      const void* data = plan_key.query_dtype == DType::kBF16
-                             ? static_cast<const void*>(narrow.data())
-                             : wide.data();
-      return ConstTensorView(data, plan_key.query_dtype, {rows, row_heads, size});
-    };
-    args.query = view(query, query16, query_len, heads, sizes.qk);
-    args.key = view(key, key16, seq_len, 1, sizes.qk);
-    args.value = view(value, value16, seq_len, 1, sizes.v);
-    std::vector<std::uint16_t> output16(output.size());
-    const bool is_bf16 = plan_key.query_dtype == DType::kBF16;
-    void* to = is_bf16 ? static_cast<void*>(output16.data()) : output.data();
-    args.output = TensorView(to, plan_key.query_dtype, {query_len, heads, sizes.v});
+    const DType dtype = plan_key.query_dtype;
+    const std::vector<std::byte> queries = elements_of(query, dtype);
+    const std::vector<std::byte> keys = elements_of(key, dtype);
+    const std::vector<std::byte> values = elements_of(value, dtype);
+    std::vector<std::byte> outputs = elements_of(output, dtype);
+    args.query = ConstTensorView(queries.data(), dtype, {query_len, heads, sizes.qk});
+    args.key = ConstTensorView(keys.data(), dtype, {seq_len, 1, sizes.qk});
+    args.value = ConstTensorView(values.data(), dtype, {seq_len, 1, sizes.v});
+    args.output = TensorView(outputs.data(), dtype, {query_len, heads, sizes.v});
     args.lse = view_of(lse.data(), {heads, query_len});
     args.metadata = &metadata;
-    DiffKVAttention(backend, plan_key, params, plan_key.query_dtype).forward(args);
-    for (std::size_t i = 0; is_bf16 && i < output.size(); ++i) {
-      const std::uint32_t bits = std::uint32_t{output16[i]} << 16;
-      std::memcpy(&output[i], &bits, sizeof(bits));
+    DiffKVAttention(backend, plan_key, params, dtype).forward(args);
+    for (std::size_t i = 0; i < output.size(); ++i) {
+      output[i] = core::load_element(dtype, outputs.data(), static_cast<std::int64_t>(i));
     }
   }
 };
+
+constexpr std::pair<DType, std::int64_t> kDTypesAndHeads[] = {
+    {DType::kF32, 1},  {DType::kF32, 5},   {DType::kF32, 8}, {DType::kF32, 12},
+    {DType::kBF16, 1}, {DType::kBF16, 12}, {DType::kF16, 1}, {DType::kF16, 12}};
 
 class CpuTest : public testing::TestWithParam<std::tuple<std::string, Sizes>> {
  protected:
@@ -137,10 +137,9 @@ TEST_P(CpuTest, LongSmoothSums) {
 
 // Zero keys give equal weights, so a row's output is the mean of what it sees: 1.
 TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
-  for (std::int64_t heads : {1, 5, 8, 12, -1, -12}) {
-    Dense clean(sizes(), 40, 200, std::abs(heads));
-    if (heads < 0) clean.use_bf16();
-    heads = std::abs(heads);
+  for (const auto& [dtype, heads] : kDTypesAndHeads) {
+    Dense clean(sizes(), 40, 200, heads);
+    clean.use(dtype);
     clean.plan_key.mask.window = 50;
     for (std::size_t i = 0; i < clean.value.size(); ++i) {
       clean.value[i] = 1.0F + 0.37F * static_cast<float>(i % 11);
@@ -167,10 +166,10 @@ TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
 
 // A visible key of score -inf takes part: its NaN value shows, whatever shape the tile has.
 TEST_P(CpuTest, NanBehindAScoreOfMinusInfinity) {
-  for (std::int64_t heads : {1, 5, 8, 12, -1, -12}) {
+  for (const auto& [dtype, heads] : kDTypesAndHeads) {
     for (std::int64_t query_len : {1, 3, 30}) {
-      Dense dense(sizes(), query_len, 100, std::abs(heads));
-      if (heads < 0) dense.use_bf16();
+      Dense dense(sizes(), query_len, 100, heads);
+      dense.use(dtype);
       dense.key[0] = -kInf;
       for (std::int64_t c = 0; c < sizes().v; ++c) {
         dense.value[static_cast<std::size_t>(c)] = std::nanf("");
@@ -182,16 +181,64 @@ TEST_P(CpuTest, NanBehindAScoreOfMinusInfinity) {
   }
 }
 
+// Some infinite element among finite ones stays one: nothing it is multiplied with on the way is
+// zero but for a zero of the input.
+TEST_P(CpuTest, InfiniteQueriesAndValues) {
+  for (const auto& [dtype, heads] : kDTypesAndHeads) {
+    for (std::int64_t query_len : {1, 3, 30}) {
+      Dense clean(sizes(), query_len, 100, heads);
+      clean.use(dtype);
+      clean.plan_key.mask.causal = false;
+      for (std::size_t i = 0; i < clean.key.size(); ++i) {
+        clean.key[i] = 1.0F + 0.25F * static_cast<float>(i % 5);
+      }
+      Dense dense = clean;
+      dense.query[0] = -kInf;  // the first row's scores: it sees nothing
+      for (std::int64_t c = 1; c < sizes().v; c += 2) {
+        dense.value[static_cast<std::size_t>(70 * sizes().v + c)] = kInf;
+      }
+      clean.run();
+      dense.run();
+      for (std::size_t i = 0; i < dense.output.size(); ++i) {
+        const auto column = static_cast<std::int64_t>(i) % sizes().v;
+        const bool first_row = static_cast<std::int64_t>(i) < sizes().v;
+        const float expected = first_row ? 0.0F : column % 2 != 0 ? kInf : clean.output[i];
+        EXPECT_EQ(dense.output[i], expected) << heads << " " << query_len;
+      }
+      EXPECT_EQ(dense.lse[0], -kInf) << heads << " " << query_len;
+      for (std::size_t i = 1; i < dense.lse.size(); ++i) EXPECT_EQ(dense.lse[i], clean.lse[i]);
+    }
+  }
+}
+
+// Scores of numbers that fp16 holds and bf16 does not.
+TEST_P(CpuTest, Fp16KeepsItsBits) {
+  for (std::int64_t heads : {1, 12, 16}) {
+    for (std::int64_t query_len : {1, 3, 30}) {
+      Dense dense(sizes(), query_len, 1, heads);
+      dense.use(DType::kF16);
+      dense.plan_key.mask.causal = false;
+      std::fill(dense.query.begin(), dense.query.end(), 1.0F + 0x1p-10F);
+      std::fill(dense.key.begin(), dense.key.end(), 1.0F - 0x1p-11F);
+      dense.run();
+      const auto n = static_cast<double>(sizes().qk);
+      const double expected = n * (1 + 0x1p-10) * (1 - 0x1p-11);
+      for (float x : dense.lse) EXPECT_NEAR(x, expected, 1e-6 * n) << heads << " " << query_len;
+    }
+  }
+}
+
 // Weights 1 and p = 2^(-1/3) on values that cancel if p is rounded to bf16, as it is where, and
 // only where, pairs of bf16 are multiplied. The sum of the weights, and so lse, is never rounded.
-TEST_P(CpuTest, OnlyTheBf16TargetRoundsWeights) {
+TEST_P(CpuTest, OnlyProductsOfBf16RoundWeights) {
   const double p = std::exp2(-1.0 / 3);  // bits 3f4b2ff5
   const float rounded = 0.79296875F;     // bits 3f4b0000
-  for (const bool is_bf16 : {false, true}) {
+  const bool by_amx = target() == "AVX3_AMX" && cpu::amx_multiplies(sizes().qk, sizes().v);
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (std::int64_t heads : {1, 2, 4, 8, 16, 40}) {
       for (std::int64_t query_len : {1, 7}) {
         Dense dense(sizes(), query_len, 2, heads);
-        if (is_bf16) dense.use_bf16();
+        dense.use(dtype);
         dense.plan_key.mask.causal = false;
         dense.params.scale = static_cast<float>(-std::log(2.0) / 3);
         dense.key[sizes().qk] = 1.0F;  // its score is scale, the other's 0
@@ -200,7 +247,10 @@ TEST_P(CpuTest, OnlyTheBf16TargetRoundsWeights) {
           dense.value[static_cast<std::size_t>(sizes().v + c)] = -1.0F;
         }
         dense.run();
-        const bool rounds = is_bf16 && (target() == "AVX3_BF16" || target() == "AVX3_AMX");
+        const bool in_pairs = target() == "AVX3_BF16" || target() == "AVX3_AMX";
+        const bool few_rows = heads * query_len <= cpu::kNarrowRows;
+        const bool rounds =
+            dtype == DType::kBF16 && in_pairs && (few_rows || by_amx || cpu::bf16_dot_gains());
         const double expected = rounds ? 0.0 : (rounded - p) / (1 + p);
         for (float x : dense.output) EXPECT_NEAR(x, expected, 2e-6) << heads << " heads";
         for (float x : dense.lse) EXPECT_NEAR(x, std::log(1 + p), 1e-6) << heads << " heads";
@@ -246,6 +296,44 @@ TEST_P(CpuTest, CacheBytesOfSignallingNans) {
     EXPECT_EQ(bits, 0x7fc02000U);
   }
 }
+
+#ifdef DIFFKV_HAS_AMX
+// Every fp16, beside others of every kind, is the sum of its parts.
+TEST(CpuPartsTest, OfEveryFp16) {
+  if (!cpu::bf16_dot_available()) GTEST_SKIP() << "no AVX512_BF16";
+  constexpr int kNumbers = 1 << 16;
+  for (const int step : {1, 2053}) {
+    std::vector<std::uint16_t> numbers(kNumbers);
+    for (int i = 0; i < kNumbers; ++i) {
+      numbers[static_cast<std::size_t>(i)] = static_cast<std::uint16_t>(i * step);
+    }
+    std::vector<std::uint16_t> upper(kNumbers);
+    std::vector<std::uint16_t> lower(kNumbers);
+    constexpr int kRow = 1 << 10;
+    std::vector<const std::byte*> rows;
+    for (int i = 0; i < kNumbers; i += kRow) {
+      rows.push_back(reinterpret_cast<const std::byte*>(numbers.data() + i));
+    }
+    const std::uint64_t nonfinite =
+        cpu::amx_split_rows(rows.data(), kNumbers / kRow, kRow, {upper.data(), lower.data()});
+    std::uint64_t expected = 0;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const float x = core::f16_to_float(numbers[i]);
+      const float u = core::bf16_to_float(upper[i]);
+      const float l = core::bf16_to_float(lower[i]);
+      if (std::isfinite(x)) {
+        ASSERT_EQ(u + l, x) << i;
+        ASSERT_LE(std::abs(l), 0x1p-8F * std::abs(x)) << i;
+      } else {
+        expected |= std::uint64_t{1} << i / kRow;
+        ASSERT_TRUE(std::isnan(x) ? std::isnan(u) : u == x) << i;
+        ASSERT_EQ(l, 0.0F) << i;
+      }
+    }
+    EXPECT_EQ(nonfinite, expected);
+  }
+}
+#endif
 
 // 8/24 fill no vector of the widest targets, 32/48 whole tiles of the matrix unit.
 INSTANTIATE_TEST_SUITE_P(Targets, CpuTest,

@@ -1,0 +1,125 @@
+// The matrix unit's instructions, and what goes into its registers. Included by the products made
+// of them alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/bf16_vectors.h"
+#include "cpu/fetch.h"
+#include "cpu/kernels.h"
+
+namespace diffkv::cpu {
+
+// A register holds 16 rows of 64 bytes: of keys 32 dimensions, of pairs and sums 16 columns.
+inline constexpr std::int64_t kTile = 16;
+inline constexpr std::int64_t kTileDims = 32;
+inline constexpr std::int64_t kMostPairs = kBlockKeys / 2;
+
+// The compiler's own intrinsics do not say that they read memory.
+template <int kRegister>
+void load_tile(const void* from, std::int64_t stride_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
+               :
+               : "r"(from), "r"(stride_bytes), "i"(kRegister)
+               : "memory");
+}
+template <int kRegister>
+void store_tile(void* to, std::int64_t stride_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
+               :
+               : "r"(to), "r"(stride_bytes), "i"(kRegister)
+               : "memory");
+}
+template <int kRegister>
+void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(kRegister) : "memory");
+}
+// sums += a * b.
+template <int kSums, int kA, int kB>
+void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
+               :
+               : "i"(kSums), "i"(kA), "i"(kB)
+               : "memory");
+}
+
+// Registers 0 to 3 are sums.
+inline constexpr int kMostSums = 4;
+template <int kCount, class Fn>
+void for_each_sum(Fn&& fn) {
+  fn.template operator()<0>();
+  if constexpr (kCount > 1) fn.template operator()<1>();
+  if constexpr (kCount > 2) fn.template operator()<2>();
+  if constexpr (kCount > 3) fn.template operator()<3>();
+}
+
+// What is read with one tile: rows may end within.
+inline void fetch_tile(Fetch& fetch) {
+  for (std::int64_t i = 0; i < kTile; ++i) fetch.units(1);
+}
+
+// x[i], 16 words, becomes column i: word i of to[j * stride] is word j of x[i].
+DIFFKV_BF16_DOT inline void turn_words(const __m512i (&x)[kTile], std::uint32_t* to,
+                                       std::int64_t stride) {
+  // Within 128-bit blocks, four by four: block b of y[4 g + j] is column 4 b + j of rows 4 g on.
+  __m512i y[kTile];
+#pragma GCC unroll 4
+  for (std::int64_t g = 0; g < kTile; g += 4) {
+    const __m512i low01 = _mm512_unpacklo_epi32(x[g], x[g + 1]);
+    const __m512i high01 = _mm512_unpackhi_epi32(x[g], x[g + 1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(x[g + 2], x[g + 3]);
+    const __m512i high23 = _mm512_unpackhi_epi32(x[g + 2], x[g + 3]);
+    y[g] = _mm512_unpacklo_epi64(low01, low23);
+    y[g + 1] = _mm512_unpackhi_epi64(low01, low23);
+    y[g + 2] = _mm512_unpacklo_epi64(high01, high23);
+    y[g + 3] = _mm512_unpackhi_epi64(high01, high23);
+  }
+  // Blocks, four by four: column 4 b + j is block b of y[j], y[4 + j], y[8 + j] and y[12 + j].
+#pragma GCC unroll 4
+  for (std::int64_t j = 0; j < 4; ++j) {
+    const __m512i even_low = _mm512_shuffle_i32x4(y[j], y[4 + j], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(y[j], y[4 + j], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(y[8 + j], y[12 + j], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(y[8 + j], y[12 + j], 0xdd);
+    const auto store = [&](std::int64_t column, __m512i rows)
+                           DIFFKV_BF16_DOT { _mm512_storeu_si512(to + column * stride, rows); };
+    store(j, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+    store(8 + j, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+    store(4 + j, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+    store(12 + j, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+  }
+}
+
+// A sum's accumulators: at = at * factor + sums of `columns` columns and 16 rows, `width` apart.
+DIFFKV_BF16_DOT inline void add_sums(const float* sums, std::int64_t columns, __m512 factor,
+                                     std::int64_t width, float* at) {
+  for (std::int64_t c = 0; c < columns; ++c, at += width, sums += kTile) {
+    _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_loadu_ps(at), factor, _mm512_load_ps(sums)));
+  }
+}
+
+// All scores, [keys rounded up, width], times `scale`.
+DIFFKV_BF16_DOT inline void scale_scores(std::int64_t n, float scale, float* scores) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (std::int64_t i = 0; i < n; i += kTile) {
+    _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), factor));
+  }
+}
+
+// Calls fn with the number of sums, 1 to kMostSums, as a constant.
+template <class Fn>
+void with_sums(std::int64_t count, Fn&& fn) {
+  switch (count) {
+    case 1:
+      return fn.template operator()<1>();
+    case 2:
+      return fn.template operator()<2>();
+    case 3:
+      return fn.template operator()<3>();
+    default:
+      return fn.template operator()<kMostSums>();
+  }
+}
+
+}  // namespace diffkv::cpu
