@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "core/layout.h"
 #include "cpu/amx.h"
@@ -95,20 +96,34 @@ void run_piece_of(const AttendCall& call, const plan::Piece& piece, const plan::
   fn(call, piece, next, scratch);
 }
 
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+// Where pairs of bf16 are slow.
+template <int kRows>
+using NarrowMixedProducts =
+    std::conditional_t<(kRows > 4), NarrowFp32Products<kRows>, NarrowBf16Products<kRows>>;
+
+// The same for what pairs of bf16 may multiply.
+template <class Wide>
+auto* run_piece_in_pairs(const AttendCall& call) {
+  return bf16_dot_is_fast() || call.args->cache.key.dtype != DType::kBF16
+             ? run_piece_of<Wide, Wide, NarrowBf16Products>
+             : run_piece_of<Wide, Wide, NarrowMixedProducts>;
+}
+#endif
+
 void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                std::byte* scratch) {
   auto* fn = run_piece_of<Fp32Products, Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
   if (call.bf16_dot) {
-    fn = bf16_dot_gains()
-             ? run_piece_of<Bf16Products<false>, Bf16Products<false>, NarrowBf16Products>
-             : run_piece_of<Fp32Products, Fp32Products, NarrowBf16Products>;
+    fn = bf16_dot_is_fast() ? run_piece_in_pairs<Bf16Products<false>>(call)
+                            : run_piece_in_pairs<Fp32Products>(call);
   }
 #ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;
   if (call.amx) {
     registers.emplace();
-    fn = call.bf16_dot ? run_piece_of<Bf16Products<true>, Bf16Products<true>, NarrowBf16Products>
+    fn = call.bf16_dot ? run_piece_in_pairs<Bf16Products<true>>(call)
                        : run_piece_of<SplitProducts, Fp32Products, NarrowFp32Products>;
   }
 #endif

@@ -12,15 +12,15 @@ bool bf16_dot_available() {
   return available;
 }
 
-bool bf16_dot_gains() {
-  static const bool gains = bf16_dot_available() && __builtin_cpu_is("intel") == 0;
-  return gains;
+bool bf16_dot_is_fast() {
+  static const bool is_fast = bf16_dot_available() && __builtin_cpu_is("intel") == 0;
+  return is_fast;
 }
 
 #else  // no such instruction, or no compiler that is known to have it
 
 bool bf16_dot_available() { return false; }
-bool bf16_dot_gains() { return false; }
+bool bf16_dot_is_fast() { return false; }
 
 #endif
 

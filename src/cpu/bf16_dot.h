@@ -19,12 +19,12 @@ namespace diffkv::cpu {
 // Whether this build has them and this machine runs them.
 bool bf16_dot_available();
 
-// Whether tiles of many rows gain by them. On Intel's processors a product of pairs takes as long
-// as two products in fp32, and those need no pairs: on a Xeon of 2023 by two threads prefill of 512
-// of 2048 took 279 to 295 ms in pairs and 155 to 199 in fp32, decode of 8 x 4096 10 to 13 and 9.
-// AMD's multiply twice as fast: 4.7 ms and 8.3 (1 x 32768). Few rows are read faster in pairs on
-// both.
-bool bf16_dot_gains();
+// Whether one takes less time than two products in fp32. On Intel's processors it does not, and
+// those need no pairs: on a Xeon of 2023 by two threads prefill of 512 of 2048 took 279 to 295 ms
+// in pairs and 143 in fp32, decode of 16384 at a group of 8 5.6 and 4.5; at 4 and less as long or
+// less in pairs, and at 8 over fp8, which is converted faster to bf16. AMD's multiply twice as
+// fast: decode of 1 x 32768 4.7 ms and 8.3.
+bool bf16_dot_is_fast();
 
 // Whether keys or values of that dtype can be multiplied this way.
 constexpr bool bf16_dot_reads(DType dtype) {
