@@ -29,9 +29,10 @@ struct TileClass {
   // So many workers side by side walk the same keys of as many KV heads, whose rows a cache may
   // keep together. Divides workers and num_kv_heads / tile_heads.
   std::int32_t head_lanes = 1;
-  std::int32_t tile_cost = 1;         // fixed cost of a tile
-  std::int32_t block_cost = 1;        // cost of one block of keys of a tile
-  std::int32_t least_cut = 4;         // no piece of a cut tile has fewer blocks
+  std::int32_t tile_cost = 1;   // fixed cost of a tile
+  std::int32_t block_cost = 1;  // cost of one block of keys of a tile
+  // No piece of a cut tile has fewer blocks, unless it is at least half of a share.
+  std::int32_t least_cut = 4;
   std::int32_t uncut_per_share = 16;  // a tile cheaper than 1 / this of a share is never cut
   // Shares cheaper than this are made only while there are fewer than threads; 0: no such limit.
   std::int32_t least_share_cost = 0;

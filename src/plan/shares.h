@@ -212,8 +212,12 @@ DIFFKV_HD inline WorkStart start_in(const ScheduleView& view, std::int32_t tile_
   const Tile tile = tile_at(view, seq, tiles, at.tile);
   const InvariantCut cut = invariant_cut(view, tiles, seq);
   const bool invariant = view.policy == SchedulePolicy::kBatchInvariant;
+  // For a piece of a cut tile: fewer than least_cut, and less than half of a share.
+  const auto too_few = [&](std::int64_t blocks) {
+    return blocks < cls.least_cut && 2 * blocks * cls.block_cost < share;
+  };
   const bool may_cut = tile_cost(cls, tile) * cls.uncut_per_share > share &&
-                       (invariant ? cut.ranges > 1 : tile.num_blocks >= 2 * cls.least_cut);
+                       (invariant ? cut.ranges > 1 : !too_few(tile.num_blocks / 2));
   if (!may_cut) {
     at.block = 2 * rest >= tile_cost(cls, tile) ? tile.num_blocks : 0;
   } else {
@@ -227,8 +231,8 @@ DIFFKV_HD inline WorkStart start_in(const ScheduleView& view, std::int32_t tile_
       const std::int32_t above = invariant_piece_end(cut, tile, at.block);
       at.block = at.block - below < above - at.block ? below : above;
     }
-    if (!invariant && at.block < cls.least_cut) at.block = 0;
-    if (!invariant && tile.num_blocks - at.block < cls.least_cut) at.block = tile.num_blocks;
+    if (!invariant && too_few(at.block)) at.block = 0;
+    if (!invariant && too_few(tile.num_blocks - at.block)) at.block = tile.num_blocks;
   }
   if (at.block >= tile.num_blocks && (at.block > 0 || 2 * rest >= tile_cost(cls, tile))) {
     at = WorkStart{at.seq, at.tile + 1, 0};

@@ -47,5 +47,41 @@ TEST(Shares, ThereAreNoMoreSharesThanTheWorkIsWorth) {
   EXPECT_EQ(shares_of(limits, cls, 5000), 3);
 }
 
+// Where the first share ends of a tile of so many blocks, cut for so many workers.
+std::int32_t first_cut(std::int32_t blocks, std::int32_t workers, std::int32_t tile_cost = 1) {
+  std::int32_t query_start_loc[] = {0, 1};
+  std::int32_t seq_lens[] = {blocks * 64};
+  detail::PlanTables tables;
+  tables.query_start_loc = query_start_loc;
+  tables.seq_lens = seq_lens;
+  ScheduleView view;
+  view.num_seqs = 1;
+  view.group = 16;
+  view.num_kv_heads = 1;
+  view.tables = tables;
+  view.limits.num_classes = 1;
+  TileClass& cls = view.limits.classes[0];
+  cls.tile_rows = cls.max_seq_rows = 16;
+  cls.workers = workers;
+  cls.tile_cost = tile_cost;
+  SeqOnLine place;
+  place.mask = seq_mask(view, 0);
+  place.cost = cls.tile_cost + std::int64_t{blocks} * cls.block_cost;
+  const LineCuts cuts(view.limits, cls, place.cost);
+  return start_in(view, 0, place, cuts.target(1), cuts.share).block;
+}
+
+// A piece has four blocks, so that what it costs beside them is worth it; but where shares are
+// short nobody works through several blocks while others have nothing to do.
+TEST(Shares, PiecesAreShortOnlyWhereSharesAre) {
+  EXPECT_EQ(first_cut(64, 8), 7);   // the start of a tile weighs as much as a block
+  EXPECT_EQ(first_cut(40, 10), 3);  // of shares of 4
+  EXPECT_EQ(first_cut(32, 16), 1);
+  EXPECT_EQ(first_cut(8, 4), 1);
+  EXPECT_EQ(first_cut(4, 2), 1);
+  EXPECT_EQ(first_cut(32, 16, 7), 0);  // a seventh of what the tile's start costs
+  EXPECT_EQ(first_cut(72, 8, 7), 0);   // 3 blocks of shares of 9: the next one takes them
+}
+
 }  // namespace
 }  // namespace diffkv::plan

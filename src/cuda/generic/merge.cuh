@@ -184,10 +184,10 @@ class TileMerge {
     return T::kHeads * piece.num_rows;
   }
 
-  // Whether a row of the tile is merged by all warps of a block: where that leaves a block two
-  // shares at most.
+  // Whether a row of the tile is merged by all warps of a block: where each lane of a warp has one
+  // to read, and where that leaves a block two shares at most.
   static __device__ bool has_many_parts(const CutPiece& piece) {
-    return 2 * piece.parts >= kShares * rows_of(piece);
+    return piece.parts >= kWarp && 2 * piece.parts >= kShares * rows_of(piece);
   }
   // Else, whether a row is merged by all groups of a warp, and not by one.
   static __device__ bool has_some_parts(const CutPiece& piece) {
