@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 
 #include "core/dtype.h"
 #include "cpu/amx_tiles.h"
@@ -45,7 +44,7 @@ struct SplitWords {
   __mmask32 nonfinite = 0;
 };
 
-// Where some are subnormal, NaN or infinite.
+// Of any kind, also subnormal, NaN or infinite.
 DIFFKV_BF16_DOT __attribute__((noinline)) SplitWords split_any_words(__m512i x) {
   const __m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
   return {split(_mm512_cvtph_ps(_mm512_castsi512_si256(x)),
@@ -74,7 +73,6 @@ class WordSplitter {
     const __m512i past_subnormals = _mm512_sub_epi16(magnitude, _mm512_set1_epi16(0x400));
     const __mmask32 normal =
         _mm512_cmplt_epu16_mask(past_subnormals, _mm512_set1_epi16(0x7c00 - 0x400));
-    if (_mm512_mask_test_epi16_mask(~normal, magnitude, magnitude) != 0) return split_any_words(x);
     constexpr int kOrOfAnd = 0xf8;   // a | (b & c)
     constexpr int kXorOfAnd = 0x78;  // a ^ (b & c)
     const __m512i rounded = _mm512_srli_epi16(_mm512_add_epi16(magnitude, _mm512_set1_epi16(4)), 3);
@@ -88,19 +86,19 @@ class WordSplitter {
         _mm512_maskz_mov_epi16(normal, _mm512_ternarylogic_epi32(rebiased, x, sign, kOrOfAnd));
     words.parts.lower =
         _mm512_maskz_mov_epi16(has_rest, _mm512_ternarylogic_epi32(rest, x, sign, kXorOfAnd));
+    // The two ways round halves differently: what a number becomes must not depend on others.
+    if (_mm512_mask_test_epi16_mask(~normal, magnitude, magnitude) != 0) {
+      const SplitWords any = split_any_words(x);
+      words.parts.upper = _mm512_mask_mov_epi16(any.parts.upper, normal, words.parts.upper);
+      words.parts.lower = _mm512_mask_mov_epi16(any.parts.lower, normal, words.parts.lower);
+      words.nonfinite = any.nonfinite;
+    }
     return words;
   }
 
  private:
   __m512i rests_;
 };
-
-float widen(std::uint16_t bf16) {
-  const std::uint32_t bits = std::uint32_t{bf16} << 16;
-  float x = 0;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
 
 // Scores of kTiles x 16 keys and 16 rows.
 template <int kTiles>
@@ -142,7 +140,7 @@ DIFFKV_BF16_DOT void whole_scores(std::int64_t width, Parts<const std::uint32_t>
         _mm512_and_si512(_mm512_loadu_si512(pairs), _mm512_set1_epi32(-0x10000)));
   };
   const auto element = [&](std::int64_t i) DIFFKV_BF16_DOT {
-    return _mm512_set1_ps(widen(key.upper[i]) + widen(key.lower[i]));
+    return _mm512_set1_ps(core::bf16_to_float(key.upper[i]) + core::bf16_to_float(key.lower[i]));
   };
   __m512 sum = _mm512_setzero_ps();
   for (std::int64_t i = 0; i < head_size_qk; i += 2) {

@@ -99,7 +99,7 @@ DIFFKV_BF16_DOT inline void add_sums(const float* sums, std::int64_t columns, __
   }
 }
 
-// All scores, [keys rounded up, width], times `scale`.
+// n scores, a multiple of 16, times `scale`.
 DIFFKV_BF16_DOT inline void scale_scores(std::int64_t n, float scale, float* scores) {
   const __m512 factor = _mm512_set1_ps(scale);
   for (std::int64_t i = 0; i < n; i += kTile) {

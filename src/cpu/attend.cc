@@ -102,9 +102,9 @@ template <int kRows>
 using NarrowMixedProducts =
     std::conditional_t<(kRows > 4), NarrowFp32Products<kRows>, NarrowBf16Products<kRows>>;
 
-// The same for what pairs of bf16 may multiply.
+// How pieces run of what pairs of bf16 may multiply; `Wide`: how tiles of many rows do.
 template <class Wide>
-auto* run_piece_in_pairs(const AttendCall& call) {
+auto* bf16_piece_runner(const AttendCall& call) {
   return bf16_dot_is_fast() || call.args->cache.key.dtype != DType::kBF16
              ? run_piece_of<Wide, Wide, NarrowBf16Products>
              : run_piece_of<Wide, Wide, NarrowMixedProducts>;
@@ -116,14 +116,14 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
   auto* fn = run_piece_of<Fp32Products, Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
   if (call.bf16_dot) {
-    fn = bf16_dot_is_fast() ? run_piece_in_pairs<Bf16Products<false>>(call)
-                            : run_piece_in_pairs<Fp32Products>(call);
+    fn = bf16_dot_is_fast() ? bf16_piece_runner<Bf16Products<false>>(call)
+                            : bf16_piece_runner<Fp32Products>(call);
   }
 #ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;
   if (call.amx) {
     registers.emplace();
-    fn = call.bf16_dot ? run_piece_in_pairs<Bf16Products<true>>(call)
+    fn = call.bf16_dot ? bf16_piece_runner<Bf16Products<true>>(call)
                        : run_piece_of<SplitProducts, Fp32Products, NarrowFp32Products>;
   }
 #endif

@@ -1,6 +1,7 @@
 // Products of pairs of bf16 with sums in fp32, AVX512_BF16's one instruction, for tiles with bf16
 // queries over bf16 or fp8 caches. Highway 1.0.3 has no operation for it, so these are written for
-// x86-64 and chosen at run time; every other tile and machine takes the fp32 products.
+// x86-64 and chosen at run time where they gain; every other tile and machine takes the fp32
+// products.
 //
 // fp8 values are exact in bf16; probabilities are rounded to bf16, as the kernels of GPUs do, which
 // adds at most 2^-9 of relative error to a weight.
@@ -20,10 +21,10 @@ namespace diffkv::cpu {
 bool bf16_dot_available();
 
 // Whether one takes less time than two products in fp32. On Intel's processors it does not, and
-// those need no pairs: on a Xeon of 2023 by two threads prefill of 512 of 2048 took 279 to 295 ms
-// in pairs and 143 in fp32, decode of 16384 at a group of 8 5.6 and 4.5; at 4 and less as long or
-// less in pairs, and at 8 over fp8, which is converted faster to bf16. AMD's multiply twice as
-// fast: decode of 1 x 32768 4.7 ms and 8.3.
+// fp32 products need no pairing of values: on a Xeon of 2023 by two threads prefill of 512 of 2048
+// took 279 to 295 ms in pairs and 143 in fp32, decode of 16384 with 8 rows a KV head 5.6 and 4.5.
+// With fewer rows pairs were as fast or faster there, too, and with 8 over fp8, which is converted
+// faster to bf16. AMD's multiply twice as fast: decode of 1 x 32768 4.7 ms and 8.3.
 bool bf16_dot_is_fast();
 
 // Whether keys or values of that dtype can be multiplied this way.

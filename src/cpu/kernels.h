@@ -38,7 +38,7 @@ struct AttendCall {
   const AttentionParams* params = nullptr;
   const AttendArgs* args = nullptr;
   plan::ScheduleView schedule;
-  bool bf16_dot = false;  // multiply pairs of bf16
+  bool bf16_dot = false;  // pairs of bf16 may be multiplied
   bool amx = false;       // multiply in the matrix unit where many rows share keys
 };
 

@@ -193,7 +193,14 @@ TEST_P(CpuTest, InfiniteQueriesAndValues) {
         clean.key[i] = 1.0F + 0.25F * static_cast<float>(i % 5);
       }
       Dense dense = clean;
-      dense.query[0] = -kInf;  // the first row's scores: it sees nothing
+      // Rows that see nothing, for a score of -inf: the first one, one of another sixteen and one
+      // of a tile's other group of rows.
+      std::vector<bool> blind(dense.lse.size());
+      for (std::size_t row : {0, 21, 60}) {
+        if (row >= blind.size()) continue;
+        blind[row] = true;
+        dense.query[row * static_cast<std::size_t>(sizes().qk)] = -kInf;
+      }
       for (std::int64_t c = 1; c < sizes().v; c += 2) {
         dense.value[static_cast<std::size_t>(70 * sizes().v + c)] = kInf;
       }
@@ -201,17 +208,21 @@ TEST_P(CpuTest, InfiniteQueriesAndValues) {
       dense.run();
       for (std::size_t i = 0; i < dense.output.size(); ++i) {
         const auto column = static_cast<std::int64_t>(i) % sizes().v;
-        const bool first_row = static_cast<std::int64_t>(i) < sizes().v;
-        const float expected = first_row ? 0.0F : column % 2 != 0 ? kInf : clean.output[i];
+        const bool sees_none = blind[i / static_cast<std::size_t>(sizes().v)];
+        const float expected = sees_none ? 0.0F : column % 2 != 0 ? kInf : clean.output[i];
         EXPECT_EQ(dense.output[i], expected) << heads << " " << query_len;
       }
-      EXPECT_EQ(dense.lse[0], -kInf) << heads << " " << query_len;
-      for (std::size_t i = 1; i < dense.lse.size(); ++i) EXPECT_EQ(dense.lse[i], clean.lse[i]);
+      for (std::size_t row = 0; row < blind.size(); ++row) {
+        const auto heads_in_row = static_cast<std::size_t>(heads);
+        const std::size_t at =
+            row % heads_in_row * static_cast<std::size_t>(query_len) + row / heads_in_row;
+        EXPECT_EQ(dense.lse[at], blind[row] ? -kInf : clean.lse[at]) << heads << " " << query_len;
+      }
     }
   }
 }
 
-// Scores of numbers that fp16 holds and bf16 does not.
+// Numbers that fp16 holds and bf16 does not.
 TEST_P(CpuTest, Fp16KeepsItsBits) {
   for (std::int64_t heads : {1, 12, 16}) {
     for (std::int64_t query_len : {1, 3, 30}) {
@@ -220,10 +231,12 @@ TEST_P(CpuTest, Fp16KeepsItsBits) {
       dense.plan_key.mask.causal = false;
       std::fill(dense.query.begin(), dense.query.end(), 1.0F + 0x1p-10F);
       std::fill(dense.key.begin(), dense.key.end(), 1.0F - 0x1p-11F);
+      std::fill(dense.value.begin(), dense.value.end(), 1.0F + 0x1p-10F);
       dense.run();
       const auto n = static_cast<double>(sizes().qk);
       const double expected = n * (1 + 0x1p-10) * (1 - 0x1p-11);
       for (float x : dense.lse) EXPECT_NEAR(x, expected, 1e-6 * n) << heads << " " << query_len;
+      for (float x : dense.output) EXPECT_EQ(x, 1.0F + 0x1p-10F) << heads << " " << query_len;
     }
   }
 }
@@ -233,7 +246,8 @@ TEST_P(CpuTest, Fp16KeepsItsBits) {
 TEST_P(CpuTest, OnlyProductsOfBf16RoundWeights) {
   const double p = std::exp2(-1.0 / 3);  // bits 3f4b2ff5
   const float rounded = 0.79296875F;     // bits 3f4b0000
-  const bool by_amx = target() == "AVX3_AMX" && cpu::amx_multiplies(sizes().qk, sizes().v);
+  const bool by_amx =
+      target() == "AVX3_AMX" && cpu::amx_permitted() && cpu::amx_multiplies(sizes().qk, sizes().v);
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (std::int64_t heads : {1, 2, 4, 8, 16, 40}) {
       for (std::int64_t query_len : {1, 7}) {
@@ -248,11 +262,11 @@ TEST_P(CpuTest, OnlyProductsOfBf16RoundWeights) {
         }
         dense.run();
         const bool in_pairs = target() == "AVX3_BF16" || target() == "AVX3_AMX";
-        const bool is_fast = cpu::bf16_dot_is_fast();
-        const bool few_rows = heads * query_len <= (is_fast ? cpu::kNarrowRows : 4);
+        // No tile of these has a rest of few rows.
+        const std::int64_t rows = heads * query_len;
         const bool rounds =
             dtype == DType::kBF16 && in_pairs &&
-            (few_rows || is_fast || (by_amx && heads * query_len > cpu::kNarrowRows));
+            (cpu::bf16_dot_is_fast() || rows <= 4 || (by_amx && rows > cpu::kNarrowRows));
         const double expected = rounds ? 0.0 : (rounded - p) / (1 + p);
         for (float x : dense.output) EXPECT_NEAR(x, expected, 2e-6) << heads << " heads";
         for (float x : dense.lse) EXPECT_NEAR(x, std::log(1 + p), 1e-6) << heads << " heads";
@@ -300,10 +314,12 @@ TEST_P(CpuTest, CacheBytesOfSignallingNans) {
 }
 
 #ifdef DIFFKV_HAS_AMX
-// Every fp16, beside others of every kind, is the sum of its parts.
+// Every fp16 is the sum of its parts, which are the same beside others of its kind and of all.
 TEST(CpuPartsTest, OfEveryFp16) {
   if (!cpu::bf16_dot_available()) GTEST_SKIP() << "no AVX512_BF16";
   constexpr int kNumbers = 1 << 16;
+  std::vector<std::uint16_t> first_upper(kNumbers);
+  std::vector<std::uint16_t> first_lower(kNumbers);
   for (const int step : {1, 2053}) {
     std::vector<std::uint16_t> numbers(kNumbers);
     for (int i = 0; i < kNumbers; ++i) {
@@ -333,6 +349,14 @@ TEST(CpuPartsTest, OfEveryFp16) {
       }
     }
     EXPECT_EQ(nonfinite, expected);
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      if (step == 1) {
+        first_upper[numbers[i]] = upper[i];
+        first_lower[numbers[i]] = lower[i];
+      }
+      ASSERT_EQ(upper[i], first_upper[numbers[i]]) << numbers[i];
+      ASSERT_EQ(lower[i], first_lower[numbers[i]]) << numbers[i];
+    }
   }
 }
 #endif
