@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #include "cpu/amx_tiles.h"
@@ -17,13 +16,13 @@
 namespace diffkv::cpu {
 namespace {
 
-// 16 keys, a step apart.
-struct KeyTile {
+// 16 rows, a step apart: keys, or columns of turned values.
+struct RowTile {
   const std::byte* first = nullptr;
   std::int64_t step = 0;  // bytes
 };
 
-KeyTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* copies) {
+RowTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* copies) {
   const std::int64_t step = keys[1] - keys[0];
   bool even = true;
   for (std::int64_t i = 2; i < kTile; ++i) even = even && keys[i] - keys[i - 1] == step;
@@ -34,24 +33,22 @@ KeyTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* co
   return {copies, bytes};
 }
 
-// Scores of kTiles x 16 keys and 16 rows.
+// The sums of kTiles x 16 rows by 16 columns of pairs, `width` apart, over steps of a register.
 template <int kTiles>
-void scores_of(const std::uint32_t* query, std::int64_t width, const KeyTile* keys, Fetch& fetch,
-               std::int64_t head_size_qk, float* scores) {
-  constexpr int kQuery = 4;
-  constexpr int kKeys = 5;  // and 6
+void multiply(const RowTile* rows, const std::uint32_t* pairs, std::int64_t width,
+              std::int64_t steps, Fetch& fetch) {
+  constexpr int kPairs = 4;
+  constexpr int kRows = 5;  // and 6
   for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
-  for (std::int64_t i = 0; i < head_size_qk; i += kTileDims) {
-    load_tile<kQuery>(query + i / 2 * width, 4 * width);
+  for (std::int64_t i = 0; i < steps; ++i) {
+    load_tile<kPairs>(pairs + i * kTile * width, 4 * width);
     for_each_sum<kTiles>([&]<int kSum>() {
-      constexpr int kOperand = kKeys + kSum % 2;
-      load_tile<kOperand>(keys[kSum].first + 2 * i, keys[kSum].step);
-      multiply_tiles<kSum, kOperand, kQuery>();
+      constexpr int kOperand = kRows + kSum % 2;
+      load_tile<kOperand>(rows[kSum].first + i * kTileBytes, rows[kSum].step);
+      multiply_tiles<kSum, kOperand, kPairs>();
       fetch_tile(fetch);
     });
   }
-  for_each_sum<kTiles>(
-      [&]<int kSum>() { store_tile<kSum>(scores + kSum * kTile * width, 4 * width); });
 }
 
 // turned[c, pair] = values[pair, c] of 16 columns and 16 pairs of keys; pairs from num_pairs on are
@@ -64,29 +61,6 @@ DIFFKV_BF16_DOT void turn_pairs(const std::uint32_t* values, std::int64_t head_s
     x[i] = i < num_pairs ? _mm512_loadu_si512(values + i * head_size_v) : _mm512_setzero_si512();
   }
   turn_words(x, turned, kMostPairs);
-}
-
-// acc = acc * keep + sums of kTiles x 16 columns and 16 rows.
-template <int kTiles>
-DIFFKV_BF16_DOT void accumulate_of(std::int64_t width, const std::uint32_t* weights,
-                                   const std::uint32_t* turned, Fetch& fetch,
-                                   std::int64_t num_pairs, const float* keep, float* acc) {
-  constexpr int kWeights = 4;
-  constexpr int kValues = 5;  // and 6
-  for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
-  for (std::int64_t k = 0; k < num_pairs; k += kTile) {
-    load_tile<kWeights>(weights + k * width, 4 * width);
-    for_each_sum<kTiles>([&]<int kSum>() {
-      constexpr int kOperand = kValues + kSum % 2;
-      load_tile<kOperand>(turned + kSum * kTile * kMostPairs + k, 4 * kMostPairs);
-      multiply_tiles<kSum, kOperand, kWeights>();
-      fetch_tile(fetch);
-    });
-  }
-  alignas(64) std::array<float, kMostSums * kTile * kTile> sums;
-  for_each_sum<kTiles>(
-      [&]<int kSum>() { store_tile<kSum>(sums.data() + kSum * kTile * kTile, 4 * kTile); });
-  add_sums(sums.data(), kTiles * kTile, _mm512_loadu_ps(keep), width, acc);
 }
 
 bool has_instructions() {
@@ -144,14 +118,15 @@ DIFFKV_BF16_DOT void amx_scores(std::int64_t width, const std::uint32_t* query,
                                 std::int64_t num_keys, std::int64_t head_size_qk, float scale,
                                 float* scores) {
   const std::int64_t tiles = (num_keys + kTile - 1) / kTile;
-  KeyTile tile[kMostSums];
+  RowTile tile[kMostSums];
   for (std::int64_t t = 0; t < tiles; ++t) {
     auto* room = reinterpret_cast<std::byte*>(copies + t * kTile * head_size_qk);
     tile[t] = key_tile(keys + t * kTile, 2 * head_size_qk, room);
   }
   with_sums(tiles, [&]<int kTiles>() {
     for (std::int64_t row = 0; row < width; row += kTile) {
-      scores_of<kTiles>(query + row, width, tile, fetch, head_size_qk, scores + row);
+      multiply<kTiles>(tile, query + row, width, head_size_qk / kTileDims, fetch);
+      store_sums<kTiles>(scores + row, width);
     }
   });
   scale_scores(num_keys * width, scale, scores);
@@ -170,18 +145,16 @@ void amx_turn_values(const std::uint32_t* values, std::int64_t num_keys, std::in
 void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* turned,
                     Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
                     const float* keep, float* acc) {
-  const std::int64_t pairs = (num_keys + 1) / 2;
-  const std::int64_t padded = (pairs + kTile - 1) / kTile * kTile;
-  std::fill(weights + pairs * width, weights + padded * width, 0U);
-  for (std::int64_t c = 0; c < head_size_v; c += kMostSums * kTile) {
-    const std::int64_t tiles = std::min<std::int64_t>((head_size_v - c) / kTile, kMostSums);
-    with_sums(tiles, [&]<int kTiles>() {
-      for (std::int64_t row = 0; row < width; row += kTile) {
-        accumulate_of<kTiles>(width, weights + row, turned + c * kMostPairs, fetch, padded,
-                              keep + row, acc + c * width + row);
-      }
-    });
-  }
+  pad_weights(width, num_keys, weights);
+  for_each_accumulated(head_size_v, width, [&]<int kTiles>(std::int64_t c, std::int64_t row) {
+    RowTile columns[kTiles];
+    for (std::int64_t t = 0; t < kTiles; ++t) {
+      const std::uint32_t* first = turned + (c + t * kTile) * kMostPairs;
+      columns[t] = {reinterpret_cast<const std::byte*>(first), 4 * kMostPairs};
+    }
+    multiply<kTiles>(columns, weights + row, width, padded_pairs(num_keys) / kTile, fetch);
+    accumulate_sums<kTiles>(width, keep + row, acc + c * width + row);
+  });
 }
 
 }  // namespace diffkv::cpu

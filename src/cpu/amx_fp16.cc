@@ -4,7 +4,6 @@
 
 #ifdef DIFFKV_HAS_AMX
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -100,31 +99,31 @@ class WordSplitter {
   __m512i rests_;
 };
 
-// Scores of kTiles x 16 keys and 16 rows.
-template <int kTiles>
-void split_scores_of(std::int64_t width, Parts<const std::uint32_t> query,
-                     Parts<const std::uint16_t> keys, Fetch& fetch, std::int64_t head_size_qk,
-                     float* scores) {
-  constexpr int kUpperQuery = 4;
-  constexpr int kLowerQuery = 5;
-  constexpr int kUpperKeys = 6;
-  constexpr int kLowerKeys = 7;
+// The sums of kTiles x 16 rows, `stride` bytes apart, by 16 columns of pairs, `width` apart, over
+// steps of a register; both in parts.
+template <int kTiles, class T>
+void multiply(Parts<T> rows, std::int64_t stride, Parts<const std::uint32_t> pairs,
+              std::int64_t width, std::int64_t steps, Fetch& fetch) {
+  constexpr int kUpperPairs = 4;
+  constexpr int kLowerPairs = 5;
+  constexpr int kUpperRows = 6;
+  constexpr int kLowerRows = 7;
+  const auto* upper = reinterpret_cast<const std::byte*>(rows.upper);
+  const auto* lower = reinterpret_cast<const std::byte*>(rows.lower);
   for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
-  for (std::int64_t i = 0; i < head_size_qk; i += kTileDims) {
-    load_tile<kUpperQuery>(query.upper + i / 2 * width, 4 * width);
-    load_tile<kLowerQuery>(query.lower + i / 2 * width, 4 * width);
+  for (std::int64_t i = 0; i < steps; ++i) {
+    load_tile<kUpperPairs>(pairs.upper + i * kTile * width, 4 * width);
+    load_tile<kLowerPairs>(pairs.lower + i * kTile * width, 4 * width);
     for_each_sum<kTiles>([&]<int kSum>() {
-      const std::int64_t at = kSum * kTile * head_size_qk + i;
-      load_tile<kUpperKeys>(keys.upper + at, 2 * head_size_qk);
-      multiply_tiles<kSum, kUpperKeys, kUpperQuery>();
-      multiply_tiles<kSum, kUpperKeys, kLowerQuery>();
-      load_tile<kLowerKeys>(keys.lower + at, 2 * head_size_qk);
-      multiply_tiles<kSum, kLowerKeys, kUpperQuery>();
+      const std::int64_t at = kSum * kTile * stride + i * kTileBytes;
+      load_tile<kUpperRows>(upper + at, stride);
+      multiply_tiles<kSum, kUpperRows, kUpperPairs>();
+      multiply_tiles<kSum, kUpperRows, kLowerPairs>();
+      load_tile<kLowerRows>(lower + at, stride);
+      multiply_tiles<kSum, kLowerRows, kUpperPairs>();
       fetch_tile(fetch);
     });
   }
-  for_each_sum<kTiles>(
-      [&]<int kSum>() { store_tile<kSum>(scores + kSum * kTile * width, 4 * width); });
 }
 
 // The scores of a key and 16 rows, where `lanes` says, without a zero part of one number meeting an
@@ -152,35 +151,6 @@ DIFFKV_BF16_DOT void whole_scores(std::int64_t width, Parts<const std::uint32_t>
   _mm512_mask_storeu_ps(scores, lanes, sum);
 }
 
-// acc = acc * keep + sums of kTiles x 16 columns and 16 rows.
-template <int kTiles>
-DIFFKV_BF16_DOT void split_accumulate_of(std::int64_t width, Parts<const std::uint32_t> weights,
-                                         Parts<const std::uint32_t> turned, Fetch& fetch,
-                                         std::int64_t num_pairs, const float* keep, float* acc) {
-  constexpr int kUpperWeights = 4;
-  constexpr int kLowerWeights = 5;
-  constexpr int kUpperValues = 6;
-  constexpr int kLowerValues = 7;
-  for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
-  for (std::int64_t k = 0; k < num_pairs; k += kTile) {
-    load_tile<kUpperWeights>(weights.upper + k * width, 4 * width);
-    load_tile<kLowerWeights>(weights.lower + k * width, 4 * width);
-    for_each_sum<kTiles>([&]<int kSum>() {
-      const std::int64_t at = kSum * kTile * kMostPairs + k;
-      load_tile<kUpperValues>(turned.upper + at, 4 * kMostPairs);
-      multiply_tiles<kSum, kUpperValues, kUpperWeights>();
-      multiply_tiles<kSum, kUpperValues, kLowerWeights>();
-      load_tile<kLowerValues>(turned.lower + at, 4 * kMostPairs);
-      multiply_tiles<kSum, kLowerValues, kUpperWeights>();
-      fetch_tile(fetch);
-    });
-  }
-  alignas(64) std::array<float, kMostSums * kTile * kTile> sums;
-  for_each_sum<kTiles>(
-      [&]<int kSum>() { store_tile<kSum>(sums.data() + kSum * kTile * kTile, 4 * kTile); });
-  add_sums(sums.data(), kTiles * kTile, _mm512_loadu_ps(keep), width, acc);
-}
-
 }  // namespace
 
 DIFFKV_BF16_DOT std::uint64_t amx_split_rows(const std::byte* const* rows, std::int64_t num_rows,
@@ -206,8 +176,9 @@ void amx_split_scores(std::int64_t width, const SplitScores& operands, Fetch& fe
   };
   with_sums((num_keys + kTile - 1) / kTile, [&]<int kTiles>() {
     for (std::int64_t row = 0; row < width; row += kTile) {
-      split_scores_of<kTiles>(width, query_at(row), operands.keys, fetch, head_size_qk,
-                              scores + row);
+      multiply<kTiles>(operands.keys, 2 * head_size_qk, query_at(row), width,
+                       head_size_qk / kTileDims, fetch);
+      store_sums<kTiles>(scores + row, width);
     }
   });
   if ((operands.nonfinite_rows | operands.nonfinite_keys) != 0) {
@@ -276,22 +247,15 @@ DIFFKV_BF16_DOT void amx_split_weights(std::int64_t width, const float* p, std::
 void amx_split_accumulate(std::int64_t width, Parts<std::uint32_t> weights,
                           Parts<const std::uint32_t> turned, Fetch& fetch, std::int64_t num_keys,
                           std::int64_t head_size_v, const float* keep, float* acc) {
-  const std::int64_t pairs = (num_keys + 1) / 2;
-  const std::int64_t padded = (pairs + kTile - 1) / kTile * kTile;
-  for (std::uint32_t* part : {weights.upper, weights.lower}) {
-    std::fill(part + pairs * width, part + padded * width, 0U);
-  }
-  for (std::int64_t c = 0; c < head_size_v; c += kMostSums * kTile) {
-    const std::int64_t tiles = std::min<std::int64_t>((head_size_v - c) / kTile, kMostSums);
-    const std::int64_t at = c * kMostPairs;
-    with_sums(tiles, [&]<int kTiles>() {
-      for (std::int64_t row = 0; row < width; row += kTile) {
-        split_accumulate_of<kTiles>(width, {weights.upper + row, weights.lower + row},
-                                    {turned.upper + at, turned.lower + at}, fetch, padded,
-                                    keep + row, acc + c * width + row);
-      }
-    });
-  }
+  pad_weights(width, num_keys, weights.upper);
+  pad_weights(width, num_keys, weights.lower);
+  for_each_accumulated(head_size_v, width, [&]<int kTiles>(std::int64_t c, std::int64_t row) {
+    const Parts<const std::uint32_t> columns{turned.upper + c * kMostPairs,
+                                             turned.lower + c * kMostPairs};
+    multiply<kTiles>(columns, 4 * kMostPairs, {weights.upper + row, weights.lower + row}, width,
+                     padded_pairs(num_keys) / kTile, fetch);
+    accumulate_sums<kTiles>(width, keep + row, acc + c * width + row);
+  });
 }
 
 }  // namespace diffkv::cpu

@@ -2,6 +2,8 @@
 // of them alone.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -13,6 +15,7 @@ namespace diffkv::cpu {
 
 // A register holds 16 rows of 64 bytes: of keys 32 dimensions, of pairs and sums 16 columns.
 inline constexpr std::int64_t kTile = 16;
+inline constexpr std::int64_t kTileBytes = 64;
 inline constexpr std::int64_t kTileDims = 32;
 inline constexpr std::int64_t kMostPairs = kBlockKeys / 2;
 
@@ -91,12 +94,32 @@ DIFFKV_BF16_DOT inline void turn_words(const __m512i (&x)[kTile], std::uint32_t*
   }
 }
 
-// A sum's accumulators: at = at * factor + sums of `columns` columns and 16 rows, `width` apart.
-DIFFKV_BF16_DOT inline void add_sums(const float* sums, std::int64_t columns, __m512 factor,
-                                     std::int64_t width, float* at) {
-  for (std::int64_t c = 0; c < columns; ++c, at += width, sums += kTile) {
-    _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_loadu_ps(at), factor, _mm512_load_ps(sums)));
+// The sums, one below the other, rows `stride` floats apart.
+template <int kTiles>
+void store_sums(float* to, std::int64_t stride) {
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
+  for_each_sum<kTiles>(
+      [&]<int kSum>() { store_tile<kSum>(to + kSum * kTile * stride, kBytes * stride); });
+}
+
+// acc = acc * keep + sums, of 16 rows and kTiles x 16 columns `width` apart.
+template <int kTiles>
+DIFFKV_BF16_DOT void accumulate_sums(std::int64_t width, const float* keep, float* acc) {
+  alignas(64) std::array<float, kTiles * kTile * kTile> sums;
+  store_sums<kTiles>(sums.data(), kTile);
+  const __m512 factor = _mm512_loadu_ps(keep);
+  for (std::int64_t c = 0; c < kTiles * kTile; ++c, acc += width) {
+    _mm512_storeu_ps(
+        acc, _mm512_fmadd_ps(_mm512_loadu_ps(acc), factor, _mm512_load_ps(&sums[c * kTile])));
   }
+}
+
+// Weights have zeros past the last key's pair up to a whole register; how many pairs these are.
+inline std::int64_t padded_pairs(std::int64_t num_keys) {
+  return (num_keys + 2 * kTile - 1) / (2 * kTile) * kTile;
+}
+inline void pad_weights(std::int64_t width, std::int64_t num_keys, std::uint32_t* weights) {
+  std::fill(weights + (num_keys + 1) / 2 * width, weights + padded_pairs(num_keys) * width, 0U);
 }
 
 // n scores, a multiple of 16, times `scale`.
@@ -119,6 +142,19 @@ void with_sums(std::int64_t count, Fn&& fn) {
       return fn.template operator()<3>();
     default:
       return fn.template operator()<kMostSums>();
+  }
+}
+
+// Calls fn<tiles>(column, row) for all columns and rows of an accumulator, by as many columns as
+// there are sums and 16 rows.
+template <class Fn>
+void for_each_accumulated(std::int64_t head_size_v, std::int64_t width, Fn&& fn) {
+  for (std::int64_t c = 0; c < head_size_v; c += kMostSums * kTile) {
+    with_sums(std::min<std::int64_t>((head_size_v - c) / kTile, kMostSums), [&]<int kTiles>() {
+      for (std::int64_t row = 0; row < width; row += kTile) {
+        fn.template operator()<kTiles>(c, row);
+      }
+    });
   }
 }
 

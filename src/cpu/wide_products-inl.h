@@ -81,7 +81,8 @@ class Fp32Products {
                   bool all_seen) const {
     if (!all_seen && !finite(rows)) return false;
     const std::int64_t n = args_.cache.head_size_v;
-    if (whole_blocks_) {
+    // Whoever had to ask whether all are finite has converted all.
+    if (whole_blocks_ || !all_seen) {
       accumulate_block<kVectors>(group, own_.values, fetch, rows.count(), n, own_.keep);
       return true;
     }
