@@ -123,16 +123,16 @@ class Share {
   DIFFKV_HD Share(const ScheduleView& view, std::int32_t tile_class, std::int32_t worker)
       : view_(view), tile_class_(tile_class), worker_(worker) {}
 
-  // Both: false if there is none.
-  DIFFKV_HD bool first(Piece& piece) const {
+  // Both: false if there is none. first() comes before next().
+  DIFFKV_HD bool first(Piece& piece) {
     const detail::FirstPiece first = view_.tables.first_pieces[tile_class_][index()];
+    stop_ = view_.tables.starts[tile_class_][index() + 1];
     if (first.seq < 0) return false;
     piece = unpack(view_, tile_class_, worker_ - index() * lanes(), first);
     return true;
   }
   DIFFKV_HD bool next(Piece& piece) const {
-    const WorkStart stop = view_.tables.starts[tile_class_][index() + 1];
-    return find_piece(view_, tile_class_, worker_, after(piece), stop, piece);
+    return find_piece(view_, tile_class_, worker_, after(piece), stop_, piece);
   }
 
  private:
@@ -142,13 +142,14 @@ class Share {
   const ScheduleView& view_;
   const std::int32_t tile_class_;
   const std::int32_t worker_;
+  WorkStart stop_;
 };
 
 // Calls fn(piece) for every piece of a worker's share, in order.
 template <class Fn>
 DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,
                               std::int32_t worker, Fn&& fn) {
-  const Share share(view, tile_class, worker);
+  Share share(view, tile_class, worker);
   Piece piece;
   for (bool more = share.first(piece); more; more = share.next(piece)) {
     fn(static_cast<const Piece&>(piece));

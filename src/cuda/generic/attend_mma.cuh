@@ -50,10 +50,6 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     }
     ptx::fence_before_tensor_copies();
   }
-  __syncthreads();
-  if (!params.after_sibling) wait_for_earlier_kernels();
-  if (params.before_sibling) let_next_kernel_start();
-  if (threadIdx.x == 0) *shared.began = clock64();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
@@ -61,27 +57,36 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   const auto merge = [&] { return TileMerge<T>(params, shared, tile_class); };
   const bool merges = params.merges_tiles;
   bool merging = false;
+  // Producers do not wait for the barriers to find out what comes first.
+  const auto start = [&] {
+    if (!params.after_sibling) wait_for_earlier_kernels();
+    if (params.before_sibling) let_next_kernel_start();
+  };
   if (!consumes) {
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
+    start();
     Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     if (merges && describes) {
-      merging = T::kRehearses;
       merge().count_parts();
-      if constexpr (!T::kRehearses) merge().leave();
+      merging = T::kRehearses && merge().is_long();
+      if constexpr (!T::kRehearses) merge().meet();
     }
   } else {
+    sync_block<typename T::Grid>();
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
+    start();
+    if (threadIdx.x == 0) *shared.began = clock64();
     Consumer<T>(params, shared, depth, boxes).run();
-    if (merges && merge().meet()) {
-      merging = T::kRehearses;
-      if constexpr (!T::kRehearses) merge().run(false);
+    merging = T::kRehearses && merges;
+    if constexpr (!T::kRehearses) {
+      if (merges) merge().run(false);
     }
   }
   // One copy of the instructions that merge, which the describer rehearses, unless producers gave
   // up too many registers.
   if constexpr (T::kRehearses) {
     if (merging) merge().run(ptx::opaque(!consumes));
-    if (merging && !consumes) merge().leave();
+    if (merges && describes) merge().meet();
   }
   if (params.after_sibling) wait_for_earlier_kernels();
 }

@@ -48,14 +48,23 @@ class TileMerge {
       std::int32_t before = 0;
       bool inside = piece.blocks > 0;
 #pragma unroll 1
-      for (std::int32_t first = 0; __all_sync(kAllLanes, inside); first += kWarp) {
-        const std::int32_t share = first + lane_;
-        const std::int32_t slot = slot_of_share(piece, share, inside);
-        const std::uint32_t there = __ballot_sync(kAllLanes, slot >= 0);
-        const std::int32_t index = all + __popc(there & ((1U << lane_) - 1U));
-        if (slot >= 0) part_shares_[i * kMostParts + index] = static_cast<std::uint16_t>(share);
-        all += __popc(there);
-        before += __popc(__ballot_sync(kAllLanes, slot >= 0 && slot < piece.slot));
+      for (std::int32_t first = 0; __all_sync(kAllLanes, inside); first += kRounds * kWarp) {
+        std::int32_t slots[kRounds];
+#pragma unroll
+        for (int r = 0; r < kRounds; ++r) {
+          slots[r] = slot_of_share(piece, first + r * kWarp + lane_, inside);
+        }
+#pragma unroll
+        for (int r = 0; r < kRounds; ++r) {
+          const std::uint32_t there = __ballot_sync(kAllLanes, slots[r] >= 0);
+          const std::int32_t index = all + __popc(there & ((1U << lane_) - 1U));
+          if (slots[r] >= 0) {
+            part_shares_[i * kMostParts + index] =
+                static_cast<std::uint16_t>(first + r * kWarp + lane_);
+          }
+          all += __popc(there);
+          before += __popc(__ballot_sync(kAllLanes, slots[r] >= 0 && slots[r] < piece.slot));
+        }
       }
       if (lane_ == 0) {
         piece.parts = all;
@@ -63,45 +72,39 @@ class TileMerge {
       }
       __syncwarp();
     }
-    ptx::arrive_at(kPartsBarrier, kMeeting);
   }
 
-  // All consumer warps, when they have written everything. Returns whether there may be something
-  // to merge.
-  __device__ bool meet() const {
+  // Whether the warp that described the pieces has time to rehearse.
+  __device__ bool is_long() const {
+    return cut_pieces_[0].blocks + cut_pieces_[1].blocks >= kLongShare;
+  }
+
+  // The warp that described the pieces, when it has counted: waits until this block has written
+  // all, says so, and finds out who merges its tiles. The consumers meanwhile get ready to merge.
+  __device__ void meet() const {
     ptx::sync(kPartsBarrier, kMeeting);
-    if (!has_cut_pieces()) return false;
-    if (threadIdx.x < 2) meet(cut_pieces_[threadIdx.x]);
-    Finish<T>::sync();
-    ptx::arrive_at(kMetBarrier, kMeeting);
-    return true;
-  }
-
-  // The warp that described the pieces, meanwhile: this block needs the tiles' words no more. The
-  // last of a tile's blocks clears its word for the next attend.
-  __device__ void leave() const {
     if (!has_cut_pieces()) return;
-    ptx::sync(kMetBarrier, kMeeting);
-    if (lane_ >= 2 || cut_pieces_[lane_].blocks == 0) return;
-    const CutPiece& piece = cut_pieces_[lane_];
-    Word* word = word_of(piece);
-    const bool last = is_waited_for(piece) ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts
-                                           : piece.merger == CutPiece::kThisBlock;
-    if (last) *word = 0;
+    if (lane_ < 2) meet(cut_pieces_[lane_]);
+    __syncwarp();
+    ptx::arrive_at(kMetBarrier, kMeeting);
+    leave();
   }
 
-  // All consumer warps. Also, before, the warp that described the pieces, which `rehearses`: it
-  // goes through the instructions that will merge, so that they need not come from memory when
-  // everything waits for them, but reads no global memory and writes nothing.
+  // All consumer warps, when they have written everything. Also, before, the warp that described
+  // the pieces, which `rehearses`: it goes through the instructions that will merge, so that they
+  // need not come from memory when everything waits for them, but reads no global memory and writes
+  // nothing.
   __device__ void run(bool rehearses) const {
+    if (!rehearses) ptx::sync(kPartsBarrier, kMeeting);
+    bool met = rehearses;
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       const CutPiece& piece = cut_pieces_[i];
-      if (rehearses ? piece.blocks == 0 : piece.merger == CutPiece::kNobody) continue;
+      if (piece.blocks == 0) continue;
       if (has_many_parts(piece)) {
-        merge_together(piece, i, rehearses);
+        merge_together(piece, i, rehearses, met);
       } else {
-        merge_rows(piece, i, rehearses);
+        merge_rows(piece, i, rehearses, met);
       }
     }
   }
@@ -122,6 +125,8 @@ class TileMerge {
   static_assert(2 * Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
   // Groups of lanes of a block, each of which else has a row at a time.
   static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
+  static constexpr int kRounds = 2;     // shares of a lane that are looked at together
+  static constexpr int kLongShare = 8;  // blocks, during which there is time to rehearse
   static constexpr int kPartsBarrier = 2;
   static constexpr int kMetBarrier = 6;  // after those of warpgroups
   static constexpr int kMeeting = (Grid::kConsumers + 1) * kWarp;
@@ -148,8 +153,7 @@ class TileMerge {
     const bool together = is_waited_for(piece);
     bool complete = false;
     if (cut) {
-      __threadfence();  // what the block's other threads left before the barrier, too
-      const Word before = atomicAdd(word, static_cast<Word>(piece.blocks));
+      const Word before = ptx::add_and_meet(word, static_cast<Word>(piece.blocks));
       complete = blocks_of(before) + piece.blocks >= piece.blocks_of_tile;
       // The last one also does the work of those who left.
       if (complete) {
@@ -160,17 +164,28 @@ class TileMerge {
     const long long patience = max(kPatience, begin - *began_);
     for (bool waits = cut && together && !complete; __any_sync(0x3U, waits);) {
       if (!waits) continue;
-      Word now = *static_cast<volatile Word*>(word);
+      Word now = ptx::look_at(word);
       if (blocks_of(now) < piece.blocks_of_tile && clock64() - begin > patience) {
         waits = false;
-        now = atomicAdd(word, kOneTired);
+        now = ptx::add_and_meet(word, kOneTired);
       }
       if (blocks_of(now) >= piece.blocks_of_tile) {
         waits = false;
         piece.merger = CutPiece::kAllBlocks;
       }
     }
-    __threadfence();  // for the other threads, too, behind the next barrier
+    ptx::acquire();  // for the other threads, too, behind the next barrier
+  }
+
+  // This block needs the tiles' words no more. The last of a tile's blocks clears its word for the
+  // next attend.
+  __device__ void leave() const {
+    if (lane_ >= 2 || cut_pieces_[lane_].blocks == 0) return;
+    const CutPiece& piece = cut_pieces_[lane_];
+    Word* word = word_of(piece);
+    const bool last = is_waited_for(piece) ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts
+                                           : piece.merger == CutPiece::kThisBlock;
+    if (last) *word = 0;
   }
 
   __device__ bool has_cut_pieces() const {
@@ -209,13 +224,13 @@ class TileMerge {
     const plan::WorkStart* starts = schedule.tables.starts[tile_class_];
     const std::int32_t first_share = plan::divide(piece.first_worker, lanes);
     const std::int32_t shares = plan::divide(schedule.limits.classes[tile_class_].workers, lanes);
-    inside = share == 0;
-    if (inside) return slot_of(piece, share);
-    if (first_share + share >= shares) return -1;
-    const plan::WorkStart start = starts[first_share + share];
-    const plan::WorkStart stop = starts[first_share + share + 1];
-    inside = plan::starts_inside(start, {piece.seq, piece.line_index, 0});
-    return inside && plan::before(start, stop) ? slot_of(piece, share) : -1;
+    const std::int32_t at = min(first_share + share, shares - 1);
+    const plan::WorkStart start = starts[at];
+    const plan::WorkStart stop = starts[at + 1];
+    const bool first = share == 0;
+    inside = first || (first_share + share < shares &&
+                       plan::starts_inside(start, {piece.seq, piece.line_index, 0}));
+    return first || (inside && plan::before(start, stop)) ? slot_of(piece, share) : -1;
   }
   __device__ std::int32_t slot_of(const CutPiece& piece, std::int32_t share) const {
     const std::int32_t lanes = params_.schedule.limits.classes[tile_class_].head_lanes;
@@ -230,64 +245,108 @@ class TileMerge {
     float4 acc[kVectors] = {};
   };
 
-  // This block's rows of a tile of not so many parts, of all its KV heads.
-  __device__ void merge_rows(const CutPiece& piece, int list, bool rehearses) const {
-    const bool shared = !rehearses && piece.merger == CutPiece::kAllBlocks;
+  // Waits, the first time, until this block knows who merges its tiles; returns whether it is to
+  // merge this one, and says whether the tile's blocks divide it.
+  __device__ bool is_merger(const CutPiece& piece, bool& met, bool& divided) const {
+    if (!met) ptx::sync(kMetBarrier, kMeeting);
+    met = true;
+    divided = piece.merger == CutPiece::kAllBlocks;
+    return piece.merger != CutPiece::kNobody;
+  }
+
+  // This block's rows of a tile of not so many parts, of all its KV heads. Which rows these are is
+  // guessed before it is known: only if a block has not waited for the others is it another's turn.
+  __device__ void merge_rows(const CutPiece& piece, int list, bool rehearses, bool& met) const {
     const std::int32_t groups = has_some_parts(piece) ? kGroups : 1;  // of a row
     const std::int32_t end = rows_of(piece);
     const std::int32_t parts = rehearses ? 0 : piece.parts;
     const std::int32_t group = (rehearses ? 0 : warp_ * kGroups) + lane_ / kLanes;
-    std::int32_t first = (shared ? piece.part : 0) * kAllGroups;
+    const bool seems_divided = !rehearses && is_waited_for(piece);
+    bool divided = seems_divided;
+    bool merges = rehearses;
+    std::int32_t first = divided ? piece.part * kAllGroups : 0;
 #pragma unroll 1
-    for (; first < groups * end; first += (shared ? piece.parts : 1) * kAllGroups) {
+    for (;;) {
       const std::int32_t row = (first + group) / groups;
+      const RowOut out = row_out(piece, row, !rehearses && row < end && group % groups == 0);
       RowSums<T::kHeadSizeV / (kLanes * kColumns)> sums;
-      RowOut out;
-      add_parts(piece, list, parts, min(row, end - 1), 0, group % groups, groups, sums,
-                [&] { out = row_out(piece, row, !rehearses && row < end && group % groups == 0); });
+      const bool done =
+          add_parts(piece, list, parts, min(row, end - 1), 0, group % groups, groups, sums, [&] {
+            if (merges) return true;
+            merges = is_merger(piece, met, divided);
+            return merges && divided == seems_divided;
+          });
+      if (!merges) return;
+      if (!done) {
+        first = 0;
+        continue;
+      }
       if (groups > 1) add_groups(sums);
       write(out, sums.state, sums.acc, lane_ % kLanes);
-      if (rehearses) break;
+      first += (divided ? piece.parts : 1) * kAllGroups;
+      if (rehearses || first >= groups * end) return;
     }
   }
 
   // This block's rows of a tile of many parts, some columns of one at a time. The parts are divided
-  // among all groups of lanes.
-  __device__ void merge_together(const CutPiece& piece, int list, bool rehearses) const {
-    const bool shared = !rehearses && piece.merger == CutPiece::kAllBlocks;
-    const std::int32_t first = shared ? piece.part : 0;
-    const std::int32_t step = shared ? piece.parts : 1;
+  // among all groups of lanes, or among those of half of the warps, so that two shares of columns
+  // are merged at once.
+  __device__ void merge_together(const CutPiece& piece, int list, bool rehearses, bool& met) const {
+    const std::int32_t end = rows_of(piece) * kShares;
+    const std::int32_t teams = Grid::kConsumers > 2 && end > piece.parts ? 2 : 1;
+    const std::int32_t team_warps = Grid::kConsumers / teams;
+    const std::int32_t team = warp_ / team_warps;
+    const std::int32_t in_team = warp_ % team_warps;
     const std::int32_t parts = rehearses ? 0 : piece.parts;
-    const bool writes = warp_ == 0 && lane_ * kColumns < kShareColumns;
+    bool divided = !rehearses;
+    bool merges = rehearses;
+    std::int32_t first = divided ? piece.part * teams : 0;
+    bool again = false;
 #pragma unroll 1
-    for (std::int32_t share = first; share < rows_of(piece) * kShares; share += step) {
+    for (;;) {
+      const std::int32_t share = min(first + team, end - 1);
       const std::int32_t row = share / kShares;
       const std::int32_t column = share % kShares * kShareColumns;
-      RowSums<kShareColumns / (kLanes * kColumns)> sums;
-      RowOut out;
-      add_parts(piece, list, parts, row, column, warp_ * kGroups + lane_ / kLanes, kAllGroups, sums,
-                [&] { out = row_out(piece, row, writes); });
+      RowOut out = row_out(
+          piece, row,
+          !rehearses && in_team == 0 && lane_ * kColumns < kShareColumns && first + team < end);
       out.column = column;
+      RowSums<kShareColumns / (kLanes * kColumns)> sums;
+      const bool done =
+          add_parts(piece, list, parts, row, column, in_team * kGroups + lane_ / kLanes,
+                    team_warps * kGroups, sums, [&] {
+                      if (merges) return true;
+                      merges = is_merger(piece, met, divided);
+                      return merges && divided;
+                    });
+      if (!merges) return;
+      if (!done) {
+        first = 0;
+        continue;
+      }
       add_groups(sums);
-      // The first warp may still read what all left of the share before.
-      if (share != first) Finish<T>::sync();
+      // The first warps may still read what all left of the shares before.
+      if (again) Finish<T>::sync();
       if (!rehearses) put_warp(list, sums);
       if (!rehearses) Finish<T>::sync();
-      if (warp_ == 0 || rehearses) {
+      if (in_team == 0 || rehearses) {
         RowSums<1> all;
-        add_warps(list, rehearses ? 0 : Grid::kConsumers, all);
+        add_warps(list, warp_, rehearses ? 0 : team_warps, all);
         write(out, all.state, all.acc, lane_);
       }
-      if (rehearses) break;
+      again = true;
+      first += (divided ? piece.parts : 1) * teams;
+      if (rehearses || first >= end) return;
     }
   }
 
-  // Of a group: adds the parts first, first + step, ... of its row, columns from `column` on. Calls
-  // meanwhile() once, while they are on their way. Without parts it reads shared memory.
-  template <int kVectors, class Meanwhile>
-  __device__ void add_parts(const CutPiece& piece, int list, std::int32_t parts, std::int32_t row,
+  // Of a group: adds the parts first, first + step, ... of its row, columns from `column` on, once
+  // ready() says so, which is called when all is known but what the parts are; false if not.
+  // Without parts it reads shared memory.
+  template <int kVectors, class Ready>
+  __device__ bool add_parts(const CutPiece& piece, int list, std::int32_t parts, std::int32_t row,
                             std::int32_t column, std::int32_t first, std::int32_t step,
-                            RowSums<kVectors>& sums, Meanwhile&& meanwhile) const {
+                            RowSums<kVectors>& sums, Ready&& ready) const {
     // Parts that a group loads at a time.
     constexpr int kBatch = kVectors <= 2 ? 8 : kVectors <= 4 ? 4 : kVectors <= 8 ? 2 : 1;
     static_assert(kLanes % kBatch == 0);
@@ -312,17 +371,20 @@ class TileMerge {
     const auto first_row = static_cast<std::int32_t>(
         plan::partial_row(params_.schedule, tile_class_, 0, place.row, place.head));
     const std::int32_t rows = T::kHeads * T::kHeadRows;  // of a slot
+    // Of a part: its row of the partials. If there is none, that of the last one.
+    const auto row_of_part = [&](std::int32_t part) {
+      return parts > 0 ? first_row + slot_of(piece, shares[min(part, parts - 1)]) * rows : 0;
+    };
+    // A lane knows one part at a time.
+    std::int32_t part = first + in_group * step;
+    std::int32_t at = row_of_part(part);
+    if (!ready()) return false;
 #pragma unroll 1
-    for (std::int32_t begin = first;; begin += kLanes * step) {
-      // A lane knows one part; if there is none for it, it reads the last one's sums in vain.
-      const std::int32_t part = begin + in_group * step;
+    for (bool more = false;; more = true) {
       core::SoftmaxState own;
-      std::uint32_t offset = 0;  // of its sums, in bytes: at most 2 kMostParts tiles have some
-      if (parts > 0) {
-        const std::int32_t at = first_row + slot_of(piece, shares[min(part, parts - 1)]) * rows;
-        if (part < parts) own = {__ldcg(tables.partial_max + at), __ldcg(tables.partial_sum + at)};
-        offset = static_cast<std::uint32_t>(at) * row_bytes;
-      }
+      if (part < parts) own = {__ldcg(tables.partial_max + at), __ldcg(tables.partial_sum + at)};
+      // Of its sums, in bytes: at most 2 kMostParts tiles have some.
+      const std::uint32_t offset = static_cast<std::uint32_t>(at) * row_bytes;
       const std::uint32_t there = __ballot_sync(kAllLanes, part < parts);
       std::uint32_t rounds = there | there >> 16;  // those that some group has a part in
       rounds = (rounds | rounds >> 8) & 0xffU;
@@ -339,11 +401,12 @@ class TileMerge {
           }
         }
         if (i == 0) {
-          if (begin == first) meanwhile();
           const float keep = add_state(sums.state, own);
           weight = core::exp_difference(own.max, sums.state.max);
+          if (more) {
 #pragma unroll
-          for (int v = 0; v < kVectors; ++v) scale(sums.acc[v], keep);
+            for (int v = 0; v < kVectors; ++v) scale(sums.acc[v], keep);
+          }
         }
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
@@ -355,7 +418,9 @@ class TileMerge {
         i += kBatch;
         if (rounds >> i == 0) break;
       }
-      if (__all_sync(kAllLanes, begin + kLanes * step >= parts)) break;
+      part += kLanes * step;
+      if (__all_sync(kAllLanes, part - in_group * step >= parts)) return true;
+      at = row_of_part(part);
     }
   }
 
@@ -428,9 +493,9 @@ class TileMerge {
     }
   }
 
-  // The sums of the first `warps` warps; a lane of the lower half has four columns.
-  __device__ void add_warps(int list, int warps, RowSums<1>& sums) const {
-    const WarpSums* of_warps = warp_sums(list);
+  // The sums of `warps` warps from `first` on; a lane of the lower half has four columns.
+  __device__ void add_warps(int list, int first, int warps, RowSums<1>& sums) const {
+    const WarpSums* of_warps = warp_sums(list) + first;
 #pragma unroll
     for (int w = 0; w < Grid::kConsumers; ++w) {
       if (w >= warps) break;

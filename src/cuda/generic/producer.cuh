@@ -64,7 +64,7 @@ class Producer {
   __device__ void run(std::int32_t worker) {
     const bool copies_keys = !boxes_ || warp_ == 0;
     const plan::ScheduleView& schedule = params_.schedule;
-    const plan::Share share(schedule, tile_class_, worker);
+    plan::Share share(schedule, tile_class_, worker);
     plan::Piece piece;
     std::int32_t v = 0;  // the block of the piece that comes next
     bool more = share.first(piece);
@@ -78,7 +78,11 @@ class Producer {
         // Its page ids are on their way while the one before it waits for its stage.
         find_page(next);
       }
-      if (copies_keys && pending.flags >= 0) load(pending);
+      if (pending.flags == kNothingYet) {
+        sync_block<Grid>();  // what comes first is on its way
+      } else if (copies_keys) {
+        load(pending);
+      }
       // Not before the last block of the piece before, for which the only buffer of queries may be
       // in use.
       if (more && warp_ > 0 && v == piece.begin_block) start_piece(piece);
@@ -97,9 +101,11 @@ class Producer {
   }
 
  private:
+  static constexpr std::int32_t kNothingYet = -1;  // of Load::flags
+
   // A block of keys to copy; lane l knows the place of the first key of a box, or of a key.
   struct Load {
-    std::int32_t flags = -1;
+    std::int32_t flags = kNothingYet;
     std::int32_t first_key = 0;
     KeyRange range;
     std::int32_t seq = 0;

@@ -174,6 +174,30 @@ __device__ inline void copy_async(std::uint32_t to, const void* from) {
                : "memory");
 }
 
+// --- words that blocks meet at -------------------------------------------------------------------
+
+// Adds to a word of global memory; what this thread, and those it met at a barrier, wrote before is
+// seen by who reads the sum with acquire(), and what those wrote who added before by this thread.
+__device__ inline unsigned long long add_and_meet(unsigned long long* word, unsigned long long x) {
+  unsigned long long before;
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;"
+               : "=l"(before)
+               : "l"(__cvta_generic_to_global(word)), "l"(x)
+               : "memory");
+  return before;
+}
+
+__device__ inline unsigned long long look_at(const unsigned long long* word) {
+  unsigned long long x;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
+               : "=l"(x)
+               : "l"(__cvta_generic_to_global(word))
+               : "memory");
+  return x;
+}
+
+__device__ inline void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // --- stores to global memory ---------------------------------------------------------------------
 
 // 4, 8 or 16 bytes.
