@@ -117,7 +117,6 @@ struct Family {
     cls.workers = std::min(sms * blocks_per_sm<T>(gpu), kMostParts);
     cls.block_cost = 2;
     cls.tile_cost = T::Grid::kTileCost;
-    cls.least_cut = T::Grid::kLeastCut;
     return cls;
   }
 

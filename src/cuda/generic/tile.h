@@ -40,8 +40,6 @@ struct WarpGrid {
   static constexpr int kBytesUnderWay = 0;
   // What a tile's start and end take, in times of half a block of keys.
   static constexpr int kTileCost = 3;
-  // Blocks that a piece of a cut tile has at least.
-  static constexpr int kLeastCut = 4;
   // Whether balanced shares are made for sms_for_reading() SMs, and not for all.
   static constexpr bool kSparesSms = false;
   static constexpr int kRowWarps = kRowWarpsValue;
@@ -83,8 +81,6 @@ template <int kHeadSizeQk, int kHeadSizeV>
 struct DecodeGrid : DecodeWarps<kHeadSizeQk, kHeadSizeV> {
   static constexpr int kBytesUnderWay =
       80 * 1024 / DecodeWarps<kHeadSizeQk, kHeadSizeV>::kBlocksPerSm;
-  static constexpr int kTileCost = 4;
-  static constexpr int kLeastCut = 2;
   static constexpr bool kSparesSms = true;
 };
 // The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
