@@ -127,7 +127,6 @@ class CudaBackend final : public Backend {
     const std::int32_t classes = plan.limits().num_classes;
     for (std::int32_t c = classes - 1; c >= 0; --c) {
       p.after_sibling = c < classes - 1;
-      p.before_sibling = c > 0;
       kernel.launch(p, c, handle_of(stream));
     }
     return !p.merges_tiles;

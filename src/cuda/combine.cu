@@ -1,6 +1,6 @@
 // Partials to output rows. The workers that share a cut tile divide its rows among their thread
 // blocks, so that a tile in many parts is merged by many blocks, and a block's warps divide its
-// rows or, where these are few, their parts. What is left is the latency of memory: what a block
+// rows or, of tiles in many parts, their parts. What is left is the latency of memory: what a block
 // loads depends on what it loaded before as seldom as possible.
 #include <algorithm>
 #include <cstdint>
@@ -152,26 +152,48 @@ __device__ void write_row(const AttendKernelParams& p, const RowPlace& place,
   }
 }
 
-// Rows first_row, first_row + step, ... of a cut tile, by the whole block.
+// Some rows of a tile: of every `step` rows `width` neighbouring ones, from `first` on; of these,
+// every `blocks`th from number `block` on.
+struct RowSet {
+  std::int32_t first;
+  std::int32_t width;
+  std::int32_t step;
+  std::int32_t block = 0;
+  std::int32_t blocks = 1;
+
+  __device__ std::int32_t count(std::int32_t num_rows) const {
+    const std::int32_t full = plan::divide(num_rows, step);
+    const std::int32_t rest = num_rows - full * step - first;
+    const std::int32_t all = full * width + max(0, min(rest, width));
+    return all > block ? plan::divide(all - block - 1, blocks) + 1 : 0;
+  }
+  __device__ std::int32_t row(std::int32_t index) const {
+    const std::int32_t of_all = block + index * blocks;
+    const std::int32_t group = plan::divide(of_all, width);
+    return first + group * step + of_all - group * width;
+  }
+};
+
+// A set of rows of a cut tile, by the whole block.
 template <int kVectors, class Parts>
 __device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
-                           const plan::Piece& piece, const Parts& parts, std::int32_t first_row,
-                           std::int32_t step, Shared<kVectors>& shared) {
-  const std::int32_t num_rows = piece.tile.num_heads * piece.tile.num_rows;
-  if (first_row >= num_rows) return;
-  const std::int32_t rows = plan::divide(num_rows - first_row - 1, step) + 1;
-  int sharing = 1;  // warps that share a row
-  while (2 * sharing * rows <= kWarps) sharing *= 2;
+                           const plan::Piece& piece, const Parts& parts, const RowSet& set,
+                           Shared<kVectors>& shared) {
+  const std::int32_t rows = set.count(piece.tile.num_heads * piece.tile.num_rows);
+  if (rows == 0) return;
+  // Warps that share a row: this depends on the tile alone, and so do the sums.
+  int sharing = 1;
+  while (sharing < kWarps && 8 * sharing <= parts.count) sharing *= 2;
   const auto warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int member = warp % sharing;
-  // More than one round only where warps share nothing.
 #pragma unroll 1
-  for (std::int32_t index = 0; index < rows; index += kWarps / sharing) {
-    const std::int32_t row = first_row + (index + warp / sharing) * step;
+  for (std::int32_t first = 0; first < rows; first += kWarps / sharing) {
+    const std::int32_t index = first + warp / sharing;
+    const std::int32_t row = set.row(min(index, rows - 1));
     const plan::Tile::Row at = plan::Tile::row_of(piece.tile.num_heads, piece.tile.num_rows, row);
     const RowPlace place = row_place(p.schedule, piece, at.head, at.row);
-    const bool live = row < num_rows && place.token < p.schedule.tables.num_tokens;
+    const bool live = index < rows && place.token < p.schedule.tables.num_tokens;
     RowScales scales{};
     Merged<kVectors> merged;
     if (live) {
@@ -203,12 +225,17 @@ __device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
   }
 }
 
-// Blocks of a worker, for each of the two tiles that a share can cut.
+// Blocks of a worker that divide the rows of a tile among them.
 __host__ __device__ std::int32_t row_blocks(const TileClass& cls) {
   constexpr std::int32_t kRowsPerBlock = 16;
   constexpr std::int32_t kMost = 4;
   const std::int32_t blocks = cls.tile_rows * cls.tile_heads / kRowsPerBlock;
   return blocks < 1 ? 1 : blocks < kMost ? blocks : kMost;
+}
+
+// Blocks of a worker: a balanced share can cut two tiles, for each of which it has some.
+__host__ __device__ std::int32_t worker_blocks(SchedulePolicy policy, const TileClass& cls) {
+  return (policy == SchedulePolicy::kBalanced ? 2 : 1) * row_blocks(cls);
 }
 
 // Block `at_end ? 1 : 0` of a share: its part of the rows of the tile that it starts inside of, or
@@ -250,24 +277,35 @@ __device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_cla
   piece.seq = tile.seq;
   piece.tile = plan::tile_rows(view, tiles, tile.tile);
   piece.tile.kv_head = lane.head_group(piece.tile.head_group) * piece.tile.num_heads;
-  const std::int32_t blocks = row_blocks(view.limits.classes[tile_class]);
-  merge_rows<kVectors>(p, tile_class, piece, parts, up_to_own * blocks + row_block,
-                       parts.count * blocks, shared);
+  const RowSet rows{up_to_own, 1, parts.count, row_block,
+                    row_blocks(view.limits.classes[tile_class])};
+  merge_rows<kVectors>(p, tile_class, piece, parts, rows, shared);
 }
 
-// All parts of the tiles that the worker has the first ones of: a block's part of their rows.
+// Of each cut tile of which the worker had some parts, as many rows. Which these are is found out
+// before attend has ended, where this block starts early enough.
 template <int kVectors>
 __device__ void combine_worker(const AttendKernelParams& p, std::int32_t tile_class,
                                std::int32_t worker, std::int32_t row_block, std::int32_t blocks,
                                Shared<kVectors>& shared) {
-  if (p.schedule.tables.cut_tiles[tile_class][worker] == 0) return;
-  plan::for_each_cut_tile(p.schedule, tile_class, worker, [&](const plan::Piece& first) {
-    const plan::SeqMask seq = plan::seq_mask(p.schedule, first.seq);
+  bool waited = false;
+  // If attend has counted already, which it need not have.
+  const auto* pieces =
+      static_cast<volatile std::int32_t*>(p.schedule.tables.cut_pieces[tile_class] + worker);
+  if (*pieces == 0) return wait_for_earlier_kernels();
+  plan::for_each_cut_run(p.schedule, tile_class, worker, [&](const plan::Piece& piece) {
+    const plan::SeqMask seq = plan::seq_mask(p.schedule, piece.seq);
     const plan::SeqTiles tiles = plan::seq_tiles(p.schedule, seq.query_len);
-    const plan::InvariantParts parts(p.schedule, plan::invariant_cut(p.schedule, tiles, seq),
-                                     first);
-    merge_rows<kVectors>(p, tile_class, first, parts, row_block, blocks, shared);
+    const plan::InvariantCut cut = plan::invariant_cut(p.schedule, tiles, seq);
+    const plan::InvariantParts parts(p.schedule, cut, piece);
+    const std::int32_t first = parts.part_of(cut, piece.tile, piece.begin_block);
+    const std::int32_t last = parts.part_of(cut, piece.tile, piece.end_block - 1);
+    if (!waited) wait_for_earlier_kernels();
+    waited = true;
+    const RowSet rows{first, last - first + 1, parts.count, row_block, blocks};
+    merge_rows<kVectors>(p, tile_class, piece, parts, rows, shared);
   });
+  if (!waited) wait_for_earlier_kernels();
 }
 
 // Blocks: of all classes, of their workers, of the worker's work.
@@ -278,15 +316,15 @@ __global__ void __launch_bounds__(kThreads, kVectors == 1 ? 4 : 2)
   let_next_kernel_start();
   auto block = static_cast<std::int32_t>(blockIdx.x);
   std::int32_t tile_class = 0;
-  std::int32_t blocks = 2 * row_blocks(p.schedule.limits.classes[0]);
+  std::int32_t blocks = worker_blocks(kPolicy, p.schedule.limits.classes[0]);
   while (block >= p.schedule.limits.classes[tile_class].workers * blocks) {
     block -= p.schedule.limits.classes[tile_class++].workers * blocks;
-    blocks = 2 * row_blocks(p.schedule.limits.classes[tile_class]);
+    blocks = worker_blocks(kPolicy, p.schedule.limits.classes[tile_class]);
   }
   const std::int32_t worker = plan::divide(block, blocks);
   const std::int32_t of_worker = block - worker * blocks;
-  wait_for_earlier_kernels();
   if constexpr (kPolicy == SchedulePolicy::kBalanced) {
+    wait_for_earlier_kernels();
     combine_share<kVectors>(p, tile_class, worker, of_worker % 2 != 0, of_worker / 2, shared);
   } else {
     combine_worker<kVectors>(p, tile_class, worker, of_worker, blocks, shared);
@@ -310,7 +348,7 @@ void combine(const AttendKernelParams& params, const Gpu& gpu, cudaStream_t stre
   if (params.schedule.tables.num_slots == 0) return;
   std::int32_t blocks = 0;
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    blocks += limits.classes[c].workers * 2 * row_blocks(limits.classes[c]);
+    blocks += limits.classes[c].workers * worker_blocks(params.schedule.policy, limits.classes[c]);
   }
   const Kernel kernel = params.schedule.policy == SchedulePolicy::kBalanced
                             ? kernel_for<SchedulePolicy::kBalanced>(params.head_size_v)

@@ -73,7 +73,6 @@ struct AttendKernelParams {
   // Kernels of several tile classes of one attend work on different tiles, and so may run side by
   // side: one after a sibling waits for it only at its end.
   bool after_sibling;
-  bool before_sibling;
 
   float scale;
   float soft_cap;  // 0: none

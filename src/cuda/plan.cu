@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (std::int32_t w = thread; w < view.limits.classes[c].workers; w += threads) {
       tables.arrivals[c][w] = 0;
-      tables.cut_tiles[c][w] = -1;
+      tables.cut_pieces[c][w] = -1;
     }
   }
   __syncthreads();

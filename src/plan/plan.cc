@@ -62,7 +62,7 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
     tables.starts[c] = layout.take<detail::WorkStart>(limits.classes[c].workers + 1);
     tables.first_pieces[c] = layout.take<detail::FirstPiece>(limits.classes[c].workers);
     tables.arrivals[c] = layout.take<std::uint64_t>(limits.classes[c].workers);
-    tables.cut_tiles[c] = layout.take<std::int32_t>(limits.classes[c].workers);
+    tables.cut_pieces[c] = layout.take<std::int32_t>(limits.classes[c].workers);
     tables.first_slot[c] = static_cast<std::int32_t>(slots);
     tables.first_partial_row[c] = rows;
     const std::int64_t capacity = slot_capacity(key, limits, maxima, c);
@@ -127,7 +127,7 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
       tables.first_pieces[c][share] = first_piece_of(view, c, share, tables.starts[c]);
     }
     std::fill_n(tables.arrivals[c], limits.classes[c].workers, 0);
-    std::fill_n(tables.cut_tiles[c], limits.classes[c].workers, -1);
+    std::fill_n(tables.cut_pieces[c], limits.classes[c].workers, -1);
   }
 }
 

@@ -45,7 +45,7 @@ struct Planned {
   std::vector<WorkStart> starts[kMaxTileClasses];
   std::vector<detail::FirstPiece> first_pieces[kMaxTileClasses];
   std::vector<std::uint64_t> arrivals[kMaxTileClasses];
-  std::vector<std::int32_t> cut_tiles[kMaxTileClasses];
+  std::vector<std::int32_t> cut_pieces[kMaxTileClasses];
   PlanTables tables;
 
   explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
@@ -137,8 +137,8 @@ struct Planned {
       tables.first_pieces[c] = first_pieces[c].data();
       arrivals[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
       tables.arrivals[c] = arrivals[c].data();
-      cut_tiles[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
-      tables.cut_tiles[c] = cut_tiles[c].data();
+      cut_pieces[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
+      tables.cut_pieces[c] = cut_pieces[c].data();
       tables.first_slot[c] = tables.num_slots;
       tables.num_slots += 2 * limits.classes[c].workers;
     }
@@ -301,6 +301,41 @@ TEST_P(ScheduleTest, SlotsAreUniqueAndFoundAgain) {
     }
     EXPECT_EQ(slots_of, found);
   });
+}
+
+// Of a batch-invariant plan for_each_cut_run finds the same pieces as for_each_piece, those of a
+// share and tile together, and part_of numbers them as slot() does.
+TEST(Schedule, RunsOfCutTilesAreThePieces) {
+  int runs = 0;
+  for (unsigned seed = 0; seed < kRandomBatches; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::mt19937 rng(seed);
+    const Planned planned(rng, SchedulePolicy::kBatchInvariant);
+    const ScheduleView view = planned.view();
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
+        std::vector<int> slots;
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          if (piece.slot >= 0) slots.push_back(piece.slot);
+        });
+        std::vector<int> found;
+        for_each_cut_run(view, c, w, [&](const Piece& run) {
+          ++runs;
+          const SeqMask seq = seq_mask(view, run.seq);
+          const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq);
+          const InvariantParts parts(view, cut, run);
+          const int first = parts.part_of(cut, run.tile, run.begin_block);
+          const int last = parts.part_of(cut, run.tile, run.end_block - 1);
+          EXPECT_GT(parts.count, 1);
+          EXPECT_LT(last, parts.count);
+          for (int part = first; part <= last; ++part) found.push_back(parts.slot(part));
+        });
+        EXPECT_EQ(found, slots);
+      }
+    }
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(runs, 0);
 }
 
 // Costs in closed form are the sums over the tiles, and the tile of a cost is found again.

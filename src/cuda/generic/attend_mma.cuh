@@ -38,9 +38,6 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     ptx::fence_barrier_init();
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};
   }
-  // The kernel of another class of the same attend does not wait, so it may only start when all
-  // that came before this one has ended.
-  if (!params.before_sibling) let_next_kernel_start();
   if (params.head_size_qk < T::kHeadSizeQk || params.head_size_v < T::kHeadSizeV) {
     // Columns past the true sizes are never copied to; they must not hold NaN.
     const SharedLayout<T> layout(depth);
@@ -57,18 +54,19 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   const auto merge = [&] { return TileMerge<T>(params, shared, tile_class); };
   const bool merges = params.merges_tiles;
   bool merging = false;
-  // Producers do not wait for the barriers to find out what comes first.
+  // The kernel of another class of the same attend does not wait, and combine reads the plan before
+  // it waits: they may only start when all that came before this one has ended.
   const auto start = [&] {
     if (!params.after_sibling) wait_for_earlier_kernels();
-    if (params.before_sibling) let_next_kernel_start();
+    let_next_kernel_start();
   };
   if (!consumes) {
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
-    start();
-    Producer<T>(params, maps, shared, depth, tile_class).run(worker);
+    start();  // not when barriers are ready: until then it finds out what comes first
+    const bool busy = Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     if (merges && describes) {
       merge().count_parts();
-      merging = T::kRehearses && merge().is_long();
+      merging = T::kRehearses && busy;
       if constexpr (!T::kRehearses) merge().meet();
     }
   } else {

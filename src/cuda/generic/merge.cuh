@@ -74,11 +74,6 @@ class TileMerge {
     }
   }
 
-  // Whether the warp that described the pieces has time to rehearse.
-  __device__ bool is_long() const {
-    return cut_pieces_[0].blocks + cut_pieces_[1].blocks >= kLongShare;
-  }
-
   // The warp that described the pieces, when it has counted: waits until this block has written
   // all, says so, and finds out who merges its tiles. The consumers meanwhile get ready to merge.
   __device__ void meet() const {
@@ -113,8 +108,8 @@ class TileMerge {
   static constexpr int kColumns = 4;  // neighbouring ones of a lane
   static constexpr int kLanes = 8;    // of a group, which has one row at a time
   static constexpr int kGroups = kWarp / kLanes;
-  // Columns of a row that all warps of a block merge at a time, and what each leaves of them for
-  // the first.
+  // Columns of a row that all warps of a team merge at a time, and what each leaves of them for the
+  // first.
   static constexpr int kShareColumns = 64;
   static constexpr int kShares = T::kHeadSizeV / kShareColumns;  // of a row
   struct alignas(16) WarpSums {
@@ -125,8 +120,7 @@ class TileMerge {
   static_assert(2 * Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
   // Groups of lanes of a block, each of which else has a row at a time.
   static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
-  static constexpr int kRounds = 2;     // shares of a lane that are looked at together
-  static constexpr int kLongShare = 8;  // blocks, during which there is time to rehearse
+  static constexpr int kRounds = 2;  // shares of a lane that are looked at together
   static constexpr int kPartsBarrier = 2;
   static constexpr int kMetBarrier = 6;  // after those of warpgroups
   static constexpr int kMeeting = (Grid::kConsumers + 1) * kWarp;
@@ -155,7 +149,8 @@ class TileMerge {
     if (cut) {
       const Word before = ptx::add_and_meet(word, static_cast<Word>(piece.blocks));
       complete = blocks_of(before) + piece.blocks >= piece.blocks_of_tile;
-      // The last one also does the work of those who left.
+      // The last one also does the work of those who left, and so that of all; who still waits
+      // does its own as well, to the same bits.
       if (complete) {
         piece.merger = together && !any_tired(before) ? CutPiece::kAllBlocks : CutPiece::kThisBlock;
       }
@@ -245,102 +240,113 @@ class TileMerge {
     float4 acc[kVectors] = {};
   };
 
-  // Waits, the first time, until this block knows who merges its tiles; returns whether it is to
-  // merge this one, and says whether the tile's blocks divide it.
-  __device__ bool is_merger(const CutPiece& piece, bool& met, bool& divided) const {
+  // What a block merges of a tile, of which it got ready as much as it has if all wait for each
+  // other.
+  enum class Turn { kNone, kAsGuessed, kAll };
+
+  // Waits, the first time, until this block knows who merges its tiles.
+  __device__ Turn turn_of(const CutPiece& piece, bool& met) const {
     if (!met) ptx::sync(kMetBarrier, kMeeting);
     met = true;
-    divided = piece.merger == CutPiece::kAllBlocks;
-    return piece.merger != CutPiece::kNobody;
+    if (piece.merger == CutPiece::kNobody) return Turn::kNone;
+    // Who merges a tile that is not waited for has guessed that it has all.
+    return piece.merger == CutPiece::kThisBlock && is_waited_for(piece) ? Turn::kAll
+                                                                        : Turn::kAsGuessed;
   }
 
-  // This block's rows of a tile of not so many parts, of all its KV heads. Which rows these are is
-  // guessed before it is known: only if a block has not waited for the others is it another's turn.
+  // This block's rows of a tile of not so many parts, of all its KV heads.
   __device__ void merge_rows(const CutPiece& piece, int list, bool rehearses, bool& met) const {
     const std::int32_t groups = has_some_parts(piece) ? kGroups : 1;  // of a row
-    const std::int32_t end = rows_of(piece);
+    const std::int32_t rows = rows_of(piece);
     const std::int32_t parts = rehearses ? 0 : piece.parts;
     const std::int32_t group = (rehearses ? 0 : warp_ * kGroups) + lane_ / kLanes;
-    const bool seems_divided = !rehearses && is_waited_for(piece);
-    bool divided = seems_divided;
-    bool merges = rehearses;
-    std::int32_t first = divided ? piece.part * kAllGroups : 0;
+    const bool divided = !rehearses && is_waited_for(piece);
+    std::int32_t first = divided ? piece.part * kAllGroups : 0;  // counted in groups
+    std::int32_t step = divided ? piece.parts * kAllGroups : kAllGroups;
+    Turn turn = Turn::kAsGuessed;
+    bool known = rehearses;
 #pragma unroll 1
     for (;;) {
       const std::int32_t row = (first + group) / groups;
-      const RowOut out = row_out(piece, row, !rehearses && row < end && group % groups == 0);
+      const RowOut out = row_out(piece, row, !rehearses && row < rows && group % groups == 0);
       RowSums<T::kHeadSizeV / (kLanes * kColumns)> sums;
       const bool done =
-          add_parts(piece, list, parts, min(row, end - 1), 0, group % groups, groups, sums, [&] {
-            if (merges) return true;
-            merges = is_merger(piece, met, divided);
-            return merges && divided == seems_divided;
+          add_parts(piece, list, parts, min(row, rows - 1), 0, group % groups, groups, sums, [&] {
+            if (known) return true;
+            known = true;
+            turn = turn_of(piece, met);
+            return turn == Turn::kAsGuessed && first < groups * rows;
           });
-      if (!merges) return;
-      if (!done) {
+      if (done) {
+        if (groups > 1) add_groups(sums);
+        write(out, sums.state, sums.acc, lane_ % kLanes);
+        first += step;
+      } else if (turn == Turn::kAll) {
         first = 0;
-        continue;
+        step = kAllGroups;
+      } else {
+        return;
       }
-      if (groups > 1) add_groups(sums);
-      write(out, sums.state, sums.acc, lane_ % kLanes);
-      first += (divided ? piece.parts : 1) * kAllGroups;
-      if (rehearses || first >= groups * end) return;
+      if (rehearses || first >= groups * rows) return;
     }
   }
 
   // This block's rows of a tile of many parts, some columns of one at a time. The parts are divided
-  // among all groups of lanes, or among those of half of the warps, so that two shares of columns
-  // are merged at once.
+  // among all groups of lanes, or among those of each half of the warps, a team, so that two shares
+  // of columns are merged at once.
   __device__ void merge_together(const CutPiece& piece, int list, bool rehearses, bool& met) const {
-    const std::int32_t end = rows_of(piece) * kShares;
-    const std::int32_t teams = Grid::kConsumers > 2 && end > piece.parts ? 2 : 1;
+    const std::int32_t shares = rows_of(piece) * kShares;
+    const std::int32_t teams = Grid::kConsumers > 2 && shares > piece.parts ? 2 : 1;
     const std::int32_t team_warps = Grid::kConsumers / teams;
     const std::int32_t team = warp_ / team_warps;
     const std::int32_t in_team = warp_ % team_warps;
     const std::int32_t parts = rehearses ? 0 : piece.parts;
-    bool divided = !rehearses;
-    bool merges = rehearses;
-    std::int32_t first = divided ? piece.part * teams : 0;
+    std::int32_t first = rehearses ? 0 : piece.part * teams;
+    std::int32_t step = piece.parts * teams;
+    Turn turn = Turn::kAsGuessed;
+    bool known = rehearses;
     bool again = false;
 #pragma unroll 1
     for (;;) {
-      const std::int32_t share = min(first + team, end - 1);
+      const std::int32_t share = min(first + team, shares - 1);
       const std::int32_t row = share / kShares;
       const std::int32_t column = share % kShares * kShareColumns;
-      RowOut out = row_out(
-          piece, row,
-          !rehearses && in_team == 0 && lane_ * kColumns < kShareColumns && first + team < end);
+      const bool writes = !rehearses && in_team == 0 && first + team < shares;
+      RowOut out = row_out(piece, row, writes && lane_ * kColumns < kShareColumns);
       out.column = column;
       RowSums<kShareColumns / (kLanes * kColumns)> sums;
       const bool done =
           add_parts(piece, list, parts, row, column, in_team * kGroups + lane_ / kLanes,
                     team_warps * kGroups, sums, [&] {
-                      if (merges) return true;
-                      merges = is_merger(piece, met, divided);
-                      return merges && divided;
+                      if (known) return true;
+                      known = true;
+                      turn = turn_of(piece, met);
+                      return turn == Turn::kAsGuessed && first < shares;
                     });
-      if (!merges) return;
-      if (!done) {
+      if (done) {
+        add_groups(sums);
+        // Who gathers may still read what all left of the shares before.
+        if (again) Finish<T>::sync();
+        if (!rehearses) put_warp(list, sums);
+        if (!rehearses) Finish<T>::sync();
+        if (in_team == 0 || rehearses) {
+          RowSums<1> all;
+          add_warps(list, warp_, rehearses ? 0 : team_warps, all);
+          write(out, all.state, all.acc, lane_);
+        }
+        again = true;
+        first += step;
+      } else if (turn == Turn::kAll) {
         first = 0;
-        continue;
+        step = teams;
+      } else {
+        return;
       }
-      add_groups(sums);
-      // The first warps may still read what all left of the shares before.
-      if (again) Finish<T>::sync();
-      if (!rehearses) put_warp(list, sums);
-      if (!rehearses) Finish<T>::sync();
-      if (in_team == 0 || rehearses) {
-        RowSums<1> all;
-        add_warps(list, warp_, rehearses ? 0 : team_warps, all);
-        write(out, all.state, all.acc, lane_);
-      }
-      again = true;
-      first += (divided ? piece.parts : 1) * teams;
-      if (rehearses || first >= end) return;
+      if (rehearses || first >= shares) return;
     }
   }
 
-  // Of a group: adds the parts first, first + step, ... of its row, columns from `column` on, once
+  // Of a group: adds the parts first, first + step, ... of its row, columns from `column` on, if
   // ready() says so, which is called when all is known but what the parts are; false if not.
   // Without parts it reads shared memory.
   template <int kVectors, class Ready>
@@ -472,13 +478,13 @@ class TileMerge {
     return x;
   }
 
-  // Of the tile of a list; each has its own, because the first warp may still read those of the
+  // Of the tile of a list; each has its own, because its first warps may still read those of the
   // first list when the others come to the second one.
   __device__ WarpSums* warp_sums(int list) const {
     return reinterpret_cast<WarpSums*>(memory_) + list * Grid::kConsumers;
   }
 
-  // Leaves this warp's sums for the first.
+  // Leaves this warp's sums for its team's first.
   template <int kVectors>
   __device__ void put_warp(int list, const RowSums<kVectors>& sums) const {
     WarpSums& own = warp_sums(list)[warp_];

@@ -61,7 +61,8 @@ class Producer {
                              : lane_ / Grid::kProducerKeys * Grid::kWarpKeys +
                                    warp_ * Grid::kProducerKeys + lane_ % Grid::kProducerKeys) {}
 
-  __device__ void run(std::int32_t worker) {
+  // Returns whether consumers will be busy for a while yet.
+  __device__ bool run(std::int32_t worker) {
     const bool copies_keys = !boxes_ || warp_ == 0;
     const plan::ScheduleView& schedule = params_.schedule;
     plan::Share share(schedule, tile_class_, worker);
@@ -96,12 +97,15 @@ class Producer {
     }
     if (copies_keys) load(pending);
     if (warp_ == kDescriber && lane_ == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
-      schedule.tables.cut_tiles[tile_class_][worker] = cut_tiles_;
+      schedule.tables.cut_pieces[tile_class_][worker] = cut_pieces_;
     }
+    // Who copies keys is done when the last block is on its way.
+    return !copies_keys && piece.end_block - piece.begin_block >= kLongPiece;
   }
 
  private:
   static constexpr std::int32_t kNothingYet = -1;  // of Load::flags
+  static constexpr std::int32_t kLongPiece = 8;    // blocks, that take longer than a rehearsal
 
   // A block of keys to copy; lane l knows the place of the first key of a box, or of a key.
   struct Load {
@@ -403,9 +407,9 @@ class Producer {
     }
     if (lane_ == 0) {
       if (piece.slot >= 0) {
+        ++cut_pieces_;
         info.partial_row = plan::partial_row(schedule, tile_class_, piece.slot, 0);
         const std::int32_t lanes = schedule.limits.classes[tile_class_].head_lanes;
-        cut_tiles_ += piece.first() ? 1 : 0;
         shared_.cut_pieces[piece.first() ? 1 : 0] = {
             piece.end_block - piece.begin_block,
             tile.num_blocks,
@@ -443,8 +447,8 @@ class Producer {
   RingPosition stage_;
   RingPosition query_;
   std::int32_t under_way_ = 0;
-  RingPosition landing_;        // the slice that is under way longest, where copies are limited
-  std::int32_t cut_tiles_ = 0;  // whose first pieces were this worker's; lane 0 of the describer
+  RingPosition landing_;         // the slice that is under way longest, where copies are limited
+  std::int32_t cut_pieces_ = 0;  // of this worker; lane 0 of the describer
 };
 
 }  // namespace diffkv::cuda::mma
