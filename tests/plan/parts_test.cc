@@ -1,0 +1,116 @@
+// Partials of cut tiles: each has a slot, and combine finds it, on random batches.
+#include "plan/parts.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "diffkv/plan.h"
+#include "plan/schedule.h"
+#include "plan/walk.h"
+#include "tests/plan/random_plan.h"
+
+namespace diffkv::plan {
+namespace {
+
+// The slots of a cut tile's parts by number.
+std::vector<int> numbered_parts(const ScheduleView& view, int tile_class, int worker,
+                                const Piece& first) {
+  std::vector<int> slots;
+  const auto add = [&](const auto& parts) {
+    for (int part = 0; part < parts.count; ++part) {
+      if (parts.slot(part) != kNoSlot) slots.push_back(parts.slot(part));
+    }
+  };
+  if (view.policy == SchedulePolicy::kBatchInvariant) {
+    const SeqMask seq = seq_mask(view, first.seq);
+    add(InvariantParts(view, invariant_cut(view, seq_tiles(view, seq.query_len), seq), first));
+    return slots;
+  }
+  const Lane lane = lane_of(view, tile_class, worker);
+  const WorkStart* starts = view.tables.starts[tile_class];
+  const WorkStart tile{first.seq, first.line_index, 0};
+  int count = 1;
+  while (lane.share + count < lane.shares && starts_inside(starts[lane.share + count], tile)) {
+    ++count;
+  }
+  add(BalancedParts{starts, lane, view.tables.first_slot[tile_class], lane.share, count});
+  return slots;
+}
+
+class PartsTest : public testing::TestWithParam<SchedulePolicy> {};
+
+// Slots: whole tiles have none; cut ones have one a piece, in range, never shared, and
+// for_each_cut_tile with for_each_partial finds exactly these in key order.
+TEST_P(PartsTest, SlotsAreUniqueAndFoundAgain) {
+  on_random_batches(GetParam(), [](const Planned& planned, const ScheduleView& view) {
+    std::set<int> used;
+    std::map<std::pair<int, int>, std::vector<int>> slots_of;
+    std::map<std::pair<int, int>, std::vector<int>> found;
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          const auto tile = std::make_pair(piece.seq, piece.tile_index);
+          EXPECT_EQ(piece.slot < 0, piece.first() && piece.last());
+          if (piece.slot < 0) return;
+          EXPECT_LT(piece.slot, planned.tables.num_slots);
+          EXPECT_TRUE(used.insert(piece.slot).second) << "slot " << piece.slot;
+          slots_of[tile].push_back(piece.slot);
+        });
+        for_each_cut_tile(view, c, w, [&](const Piece& piece) {
+          const auto tile = std::make_pair(piece.seq, piece.tile_index);
+          EXPECT_TRUE(piece.first() && !piece.last());
+          EXPECT_EQ(found.count(tile), 0U);
+          for_each_partial(view, c, w, piece, [&](int slot) { found[tile].push_back(slot); });
+          EXPECT_EQ(numbered_parts(view, c, w, piece), found[tile]);
+        });
+      }
+    }
+    EXPECT_EQ(slots_of, found);
+  });
+}
+
+// Of a batch-invariant plan for_each_cut_run finds the same pieces as for_each_piece, those of a
+// share and tile together, and part_of numbers them as slot() does.
+TEST(Parts, RunsOfCutTilesAreThePieces) {
+  int runs = 0;
+  const auto check = [&](const Planned& planned, const ScheduleView& view) {
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
+        std::vector<int> slots;
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          if (piece.slot >= 0) slots.push_back(piece.slot);
+        });
+        std::vector<int> found;
+        for_each_cut_run(view, c, w, [&](const Piece& run) {
+          ++runs;
+          const SeqMask seq = seq_mask(view, run.seq);
+          const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq);
+          const InvariantParts parts(view, cut, run);
+          const int first = parts.part_of(cut, run.tile, run.begin_block);
+          const int last = parts.part_of(cut, run.tile, run.end_block - 1);
+          EXPECT_GT(parts.count, 1);
+          EXPECT_LT(last, parts.count);
+          for (int part = first; part <= last; ++part) found.push_back(parts.slot(part));
+        });
+        EXPECT_EQ(found, slots);
+      }
+    }
+  };
+  on_random_batches(SchedulePolicy::kBatchInvariant, check);
+  EXPECT_GT(runs, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, PartsTest,
+                         testing::Values(SchedulePolicy::kBalanced,
+                                         SchedulePolicy::kBatchInvariant),
+                         [](const auto& policy) {
+                           return policy.param == SchedulePolicy::kBalanced ? "Balanced"
+                                                                            : "BatchInvariant";
+                         });
+
+}  // namespace
+}  // namespace diffkv::plan
