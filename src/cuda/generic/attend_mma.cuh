@@ -47,6 +47,12 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     }
     ptx::fence_before_tensor_copies();
   }
+  __syncthreads();
+  if (!params.after_sibling) wait_for_earlier_kernels();
+  // The kernel of another class of the same attend does not wait, and combine reads the plan before
+  // it waits: they may only start when all that came before this one has ended.
+  let_next_kernel_start();
+  if (threadIdx.x == 0) *shared.began = clock64();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
@@ -54,15 +60,8 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   const auto merge = [&] { return TileMerge<T>(params, shared, tile_class); };
   const bool merges = params.merges_tiles;
   bool merging = false;
-  // The kernel of another class of the same attend does not wait, and combine reads the plan before
-  // it waits: they may only start when all that came before this one has ended.
-  const auto start = [&] {
-    if (!params.after_sibling) wait_for_earlier_kernels();
-    let_next_kernel_start();
-  };
   if (!consumes) {
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
-    start();  // not when barriers are ready: until then it finds out what comes first
     const bool busy = Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     if (merges && describes) {
       merge().count_parts();
@@ -70,10 +69,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
       if constexpr (!T::kRehearses) merge().meet();
     }
   } else {
-    sync_block<typename T::Grid>();
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
-    start();
-    if (threadIdx.x == 0) *shared.began = clock64();
     Consumer<T>(params, shared, depth, boxes).run();
     merging = T::kRehearses && merges;
     if constexpr (!T::kRehearses) {

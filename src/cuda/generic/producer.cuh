@@ -79,11 +79,7 @@ class Producer {
         // Its page ids are on their way while the one before it waits for its stage.
         find_page(next);
       }
-      if (pending.flags == kNothingYet) {
-        sync_block<Grid>();  // what comes first is on its way
-      } else if (copies_keys) {
-        load(pending);
-      }
+      if (copies_keys && pending.flags >= 0) load(pending);
       // Not before the last block of the piece before, for which the only buffer of queries may be
       // in use.
       if (more && warp_ > 0 && v == piece.begin_block) start_piece(piece);
@@ -104,12 +100,11 @@ class Producer {
   }
 
  private:
-  static constexpr std::int32_t kNothingYet = -1;  // of Load::flags
-  static constexpr std::int32_t kLongPiece = 8;    // blocks, that take longer than a rehearsal
+  static constexpr std::int32_t kLongPiece = 8;  // blocks, that take longer than a rehearsal
 
   // A block of keys to copy; lane l knows the place of the first key of a box, or of a key.
   struct Load {
-    std::int32_t flags = kNothingYet;
+    std::int32_t flags = -1;  // nothing yet
     std::int32_t first_key = 0;
     KeyRange range;
     std::int32_t seq = 0;

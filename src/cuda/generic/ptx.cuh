@@ -122,7 +122,7 @@ __device__ inline void leave_registers() {
 #endif
 }
 
-// A barrier of `threads` threads of the block; `id` 0 to 15.
+// A barrier of `threads` threads of the block; `id` 1 to 15.
 __device__ inline void sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -55,12 +55,6 @@ struct Shared {
   long long* began;  // the clock when the block started
 };
 
-// All threads of a block: its barriers are ready.
-template <class Grid>
-__device__ inline void sync_block() {
-  ptx::sync(0, Grid::kThreads);
-}
-
 // A place in a ring, and the parity of the round it is in.
 struct RingPosition {
   std::int32_t index = 0;
