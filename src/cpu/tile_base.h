@@ -133,9 +133,9 @@ struct ScoreRules {
 // A wide tile's memory over all its blocks. `width`: its rows rounded up to whole vectors; a group
 // of rows is up to `group_width` of them.
 struct WideState {
-  float*
-      query;   // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows], one part or two
-  float* acc;  // [head_size_v, rows] by groups
+  // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows], one part or two
+  float* query;
+  float* acc;         // [head_size_v, rows] by groups
   float* folded;      // as acc: what was accumulated before the last fold
   float* max;         // [width]
   float* sum;         // [width]

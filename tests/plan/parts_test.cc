@@ -107,10 +107,7 @@ TEST(Parts, RunsOfCutTilesAreThePieces) {
 INSTANTIATE_TEST_SUITE_P(Policies, PartsTest,
                          testing::Values(SchedulePolicy::kBalanced,
                                          SchedulePolicy::kBatchInvariant),
-                         [](const auto& policy) {
-                           return policy.param == SchedulePolicy::kBalanced ? "Balanced"
-                                                                            : "BatchInvariant";
-                         });
+                         policy_name);
 
 }  // namespace
 }  // namespace diffkv::plan

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "diffkv/backend.h"
@@ -157,6 +158,11 @@ struct Planned {
 
   ScheduleView view() const { return schedule_view(key, limits, tables, batch); }
 };
+
+// Of a test's parameter, in the test's name.
+inline std::string policy_name(const testing::TestParamInfo<SchedulePolicy>& policy) {
+  return policy.param == SchedulePolicy::kBalanced ? "Balanced" : "BatchInvariant";
+}
 
 // Calls fn(planned, its view) for plans of random batches, until one fails.
 template <class Fn>

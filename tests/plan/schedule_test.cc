@@ -1,22 +1,18 @@
-// The schedule against brute force: blocks, shares, pieces, slots, on random batches.
+// The schedule against brute force: blocks, shares, pieces, on random batches.
 #include "plan/schedule.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <map>
-#include <random>
 #include <set>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "core/mask.h"
-#include "diffkv/backend.h"
 #include "diffkv/plan.h"
-#include "plan/classes.h"
-#include "plan/host_plan.h"
 #include "plan/shares.h"
 #include "plan/walk.h"
 #include "tests/plan/random_plan.h"
@@ -120,66 +116,57 @@ TEST_P(ScheduleTest, CostsAreSumsOverTiles) {
 INSTANTIATE_TEST_SUITE_P(Policies, ScheduleTest,
                          testing::Values(SchedulePolicy::kBalanced,
                                          SchedulePolicy::kBatchInvariant),
-                         [](const auto& policy) {
-                           return policy.param == SchedulePolicy::kBalanced ? "Balanced"
-                                                                            : "BatchInvariant";
-                         });
+                         policy_name);
 
 // No share costs more than its part and one tile that may not be cut, or the rounding of a cut.
 TEST(Schedule, SharesAreBalanced) {
-  for (int seed = 0; seed < kRandomBatches; ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    std::mt19937 rng(static_cast<unsigned>(seed));
-    const Planned planned(rng, SchedulePolicy::kBalanced);
-    const ScheduleView view = planned.view();
-    for (int c = 0; c < planned.limits.num_classes; ++c) {
-      const TileClass& cls = planned.limits.classes[c];
-      const std::int64_t line = planned.tables.cost_before[c][view.num_seqs] / cls.head_lanes;
-      const std::int64_t share = line / shares_of(planned.limits, cls, line);
-      const std::int64_t slack = std::max<std::int64_t>(
-          share / cls.uncut_per_share, cls.tile_cost + 2 * cls.least_cut * cls.block_cost);
-      for (int w = 0; w < cls.workers; ++w) {
-        std::int64_t cost = 0;
-        for_each_piece(view, c, w, [&](const Piece& piece) {
-          cost += (piece.first() ? cls.tile_cost : 0) +
-                  std::int64_t{piece.end_block - piece.begin_block} * cls.block_cost;
-        });
-        EXPECT_LE(cost, share + 2 * slack + 1);
-      }
-    }
-  }
+  on_random_batches(
+      SchedulePolicy::kBalanced, [](const Planned& planned, const ScheduleView& view) {
+        for (int c = 0; c < planned.limits.num_classes; ++c) {
+          const TileClass& cls = planned.limits.classes[c];
+          const std::int64_t line = planned.tables.cost_before[c][view.num_seqs] / cls.head_lanes;
+          const std::int64_t share = line / shares_of(planned.limits, cls, line);
+          const std::int64_t slack = std::max<std::int64_t>(
+              share / cls.uncut_per_share, cls.tile_cost + 2 * cls.least_cut * cls.block_cost);
+          for (int w = 0; w < cls.workers; ++w) {
+            std::int64_t cost = 0;
+            for_each_piece(view, c, w, [&](const Piece& piece) {
+              cost += (piece.first() ? cls.tile_cost : 0) +
+                      std::int64_t{piece.end_block - piece.begin_block} * cls.block_cost;
+            });
+            EXPECT_LE(cost, share + 2 * slack + 1);
+          }
+        }
+      });
 }
 
 // kBatchInvariant: a sequence's pieces are the same alone and among others.
 TEST(Schedule, InvariantPiecesDependOnTheSequenceAlone) {
-  for (int seed = 0; seed < kRandomBatches; ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    std::mt19937 rng(static_cast<unsigned>(seed));
-    const Planned planned(rng, SchedulePolicy::kBatchInvariant);
-    const ScheduleView view = planned.view();
-    std::map<std::pair<int, int>, std::set<int>> cuts;
-    for (int c = 0; c < planned.limits.num_classes; ++c) {
-      for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
-        for_each_piece(view, c, w, [&](const Piece& piece) {
-          cuts[{piece.seq, piece.tile_index}].insert(piece.begin_block);
-        });
-      }
-    }
-    for (const auto& [tile, begins] : cuts) {
-      const SeqMask seq = seq_mask(view, tile.first);
-      const SeqTiles tiles = seq_tiles(view, seq.query_len);
-      const InvariantCut cut = invariant_cut(view, tiles, seq);
-      const Tile whole = tile_at(view, seq, tiles, tile.second);
-      std::set<int> expected{0};
-      for (int v = 1; cut.ranges > 1 && v < whole.num_blocks; ++v) {
-        if (whole.block_at(v) / cut.blocks_per_range !=
-            whole.block_at(v - 1) / cut.blocks_per_range) {
-          expected.insert(v);
-        }
-      }
-      EXPECT_EQ(begins, expected);
-    }
-  }
+  on_random_batches(SchedulePolicy::kBatchInvariant,
+                    [](const Planned& planned, const ScheduleView& view) {
+                      std::map<std::pair<int, int>, std::set<int>> cuts;
+                      for (int c = 0; c < planned.limits.num_classes; ++c) {
+                        for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
+                          for_each_piece(view, c, w, [&](const Piece& piece) {
+                            cuts[{piece.seq, piece.tile_index}].insert(piece.begin_block);
+                          });
+                        }
+                      }
+                      for (const auto& [tile, begins] : cuts) {
+                        const SeqMask seq = seq_mask(view, tile.first);
+                        const SeqTiles tiles = seq_tiles(view, seq.query_len);
+                        const InvariantCut cut = invariant_cut(view, tiles, seq);
+                        const Tile whole = tile_at(view, seq, tiles, tile.second);
+                        std::set<int> expected{0};
+                        for (int v = 1; cut.ranges > 1 && v < whole.num_blocks; ++v) {
+                          if (whole.block_at(v) / cut.blocks_per_range !=
+                              whole.block_at(v - 1) / cut.blocks_per_range) {
+                            expected.insert(v);
+                          }
+                        }
+                        EXPECT_EQ(begins, expected);
+                      }
+                    });
 }
 
 }  // namespace
