@@ -18,13 +18,11 @@
 
 namespace diffkv::cuda::mma {
 
+// The consumers' part before all else; the producers wait for it at their first copy.
 template <class T>
-__device__ inline void attend(const AttendKernelParams& params, const KvMaps& maps, Depth depth,
-                              std::int32_t tile_class) {
-  extern __shared__ __align__(1024) std::byte memory[];
-  if (threadIdx.x == T::Grid::kConsumers * kWarp) Producer<T>::prefetch(maps);
-  const Shared<T> shared(memory, depth);
-  const bool boxes = Producer<T>::by_boxes(maps);
+__device__ inline void make_rings_ready(const AttendKernelParams& params, const Shared<T>& shared,
+                                        Depth depth, bool boxes) {
+  constexpr std::int32_t kThreads = T::Grid::kConsumers * kWarp;
   if (threadIdx.x == 0) {
     for (std::int32_t i = 0; i < depth.stages * T::Grid::kKeyWarps; ++i) {
       ptx::init(shared.stage_full + i, boxes ? 1 : Producer<T>::kRowArrivals);
@@ -42,19 +40,30 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     // Columns past the true sizes are never copied to; they must not hold NaN.
     const SharedLayout<T> layout(depth);
     for (std::int32_t at = static_cast<std::int32_t>(threadIdx.x) * 16; at < layout.merge;
-         at += T::Grid::kThreads * 16) {
-      *reinterpret_cast<uint4*>(memory + at) = make_uint4(0, 0, 0, 0);
+         at += kThreads * 16) {
+      *reinterpret_cast<uint4*>(shared.stages + at) = make_uint4(0, 0, 0, 0);
     }
     ptx::fence_before_tensor_copies();
   }
-  __syncthreads();
+  Finish<T>::sync();
+  // No barrier counts the whole block, whose two kinds of warps would come to it in two places.
+  if (threadIdx.x < kWarp) ptx::arrive_at(kRingsBarrier, Producer<T>::kStarting);
+}
+
+template <class T>
+__device__ inline void attend(const AttendKernelParams& params, const KvMaps& maps, Depth depth,
+                              std::int32_t tile_class) {
+  extern __shared__ __align__(1024) std::byte memory[];
+  if (threadIdx.x == T::Grid::kConsumers * kWarp) Producer<T>::prefetch(maps);
+  const Shared<T> shared(memory, depth);
+  const bool boxes = Producer<T>::by_boxes(maps);
+  const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
+  if (consumes) make_rings_ready<T>(params, shared, depth, boxes);
   if (!params.after_sibling) wait_for_earlier_kernels();
   // The kernel of another class of the same attend does not wait, and combine reads the plan before
   // it waits: they may only start when all that came before this one has ended.
   let_next_kernel_start();
-  if (threadIdx.x == 0) *shared.began = clock64();
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
-  const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
   // Each call has a TileMerge of its own: of one that lived on, the compiler spilled the sums.
   const auto merge = [&] { return TileMerge<T>(params, shared, tile_class); };
@@ -70,6 +79,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     }
   } else {
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
+    if (threadIdx.x == 0) *shared.began = clock64();
     Consumer<T>(params, shared, depth, boxes).run();
     merging = T::kRehearses && merges;
     if constexpr (!T::kRehearses) {

@@ -19,9 +19,6 @@
 
 namespace diffkv::cuda::mma {
 
-inline constexpr int kConsumerBarrier = 1;
-inline constexpr int kTogetherBarrier = 3;  // and the next ones, of warpgroups
-
 template <class T>
 __device__ inline void write_lse(const AttendKernelParams& params,
                                  const typename Shared<T>::Piece& piece, std::int32_t row,

@@ -121,8 +121,6 @@ class TileMerge {
   // Groups of lanes of a block, each of which else has a row at a time.
   static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
   static constexpr int kRounds = 2;  // shares of a lane that are looked at together
-  static constexpr int kPartsBarrier = 2;
-  static constexpr int kMetBarrier = 6;  // after those of warpgroups
   static constexpr int kMeeting = (Grid::kConsumers + 1) * kWarp;
 
   // A tile's word of PlanTables::arrivals: blocks of keys whose partials are there; workers that

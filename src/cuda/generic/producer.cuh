@@ -39,6 +39,9 @@ class Producer {
 
   static __device__ bool by_boxes(const KvMaps& maps) { return ptx::kTensorCopies && maps.usable; }
 
+  // Threads that meet at kRingsBarrier: the producers, and a warp of consumers.
+  static constexpr int kStarting = (Grid::kProducers + 1) * kWarp;
+
   // Descriptions of tensors come from memory, too.
   static __device__ void prefetch(const KvMaps& maps) {
     if (!by_boxes(maps)) return;
@@ -79,7 +82,11 @@ class Producer {
         // Its page ids are on their way while the one before it waits for its stage.
         find_page(next);
       }
-      if (copies_keys && pending.flags >= 0) load(pending);
+      if (pending.flags == kNothingYet) {
+        ptx::sync(kRingsBarrier, kStarting);  // what comes first is on its way
+      } else if (copies_keys) {
+        load(pending);
+      }
       // Not before the last block of the piece before, for which the only buffer of queries may be
       // in use.
       if (more && warp_ > 0 && v == piece.begin_block) start_piece(piece);
@@ -100,11 +107,12 @@ class Producer {
   }
 
  private:
-  static constexpr std::int32_t kLongPiece = 8;  // blocks, that take longer than a rehearsal
+  static constexpr std::int32_t kNothingYet = -1;  // of Load::flags
+  static constexpr std::int32_t kLongPiece = 8;    // blocks, that take longer than a rehearsal
 
   // A block of keys to copy; lane l knows the place of the first key of a box, or of a key.
   struct Load {
-    std::int32_t flags = -1;  // nothing yet
+    std::int32_t flags = kNothingYet;
     std::int32_t first_key = 0;
     KeyRange range;
     std::int32_t seq = 0;

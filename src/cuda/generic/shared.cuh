@@ -9,6 +9,15 @@
 
 namespace diffkv::cuda::mma {
 
+// Barriers of warps, by number; 0 is __syncthreads'.
+enum NamedBarrier : int {
+  kConsumerBarrier = 1,                // all consumers
+  kPartsBarrier,                       // consumers, and the describer: partials are written
+  kTogetherBarrier,                    // and the next one, of a warpgroup each
+  kMetBarrier = kTogetherBarrier + 2,  // those of kPartsBarrier: others' partials are there
+  kRingsBarrier,  // producers, and a consumer: the block's shared memory is ready for copies
+};
+
 // A block's shared memory, as pointers.
 template <class T>
 struct Shared {
