@@ -118,6 +118,13 @@ struct alignas(16) FirstPiece {
   std::int32_t unused[3] = {};
 };
 
+// The softmax of a row over the keys of one piece: the max of its scores, and the sum of
+// exp(score - max).
+struct alignas(8) PartialState {
+  float max;
+  float sum;
+};
+
 // The plan in memory, host or device: prefix sums per sequence, one start and one first piece per
 // share.
 struct PlanTables {
@@ -143,11 +150,10 @@ struct PlanTables {
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first
   // row is first_partial_row.
   std::array<std::int64_t, kMaxTileClasses> first_partial_row{};
-  float* partial_acc = nullptr;     // [partial rows, partial_stride]
-  float* partial_max = nullptr;     // [partial rows]
-  float* partial_sum = nullptr;     // [partial rows]
-  std::int64_t partial_stride = 0;  // next_power_of_2(head_size_v)
-  std::byte* scratch = nullptr;     // [threads, scratch_bytes]
+  float* partial_acc = nullptr;           // [partial rows, partial_stride]
+  PartialState* partial_state = nullptr;  // [partial rows]
+  std::int64_t partial_stride = 0;        // next_power_of_2(head_size_v)
+  std::byte* scratch = nullptr;           // [threads, scratch_bytes]
 };
 
 }  // namespace detail

@@ -25,7 +25,8 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
     plan::for_each_partial(call.schedule, tile_class, worker, first, [&](std::int32_t slot) {
       const std::int64_t at = plan::partial_row(call.schedule, tile_class, slot, row, head_of_tile);
       const float* part = tables.partial_acc + at * tables.partial_stride;
-      const core::SoftmaxState other{tables.partial_max[at], tables.partial_sum[at]};
+      const auto [max, sum] = tables.partial_state[at];
+      const core::SoftmaxState other{max, sum};
       float keep = 0.0F;
       float add = 0.0F;
       core::merge(state, other, keep, add);

@@ -100,8 +100,8 @@ __device__ Merged<kVectors> merge_parts(const AttendKernelParams& p, std::int32_
         p.schedule, tile_class, slot >= 0 ? slot : parts.slot(0), row.row, row.head);
     core::SoftmaxState own;
     if (slot >= 0) {
-      own.max = __ldcg(tables.partial_max + own_row);
-      own.sum = __ldcg(tables.partial_sum + own_row);
+      const float2 state = __ldcg(reinterpret_cast<const float2*>(tables.partial_state + own_row));
+      own = {state.x, state.y};
     }
     Columns<kVectors> rows[kBatch];
     const auto load = [&](int i) {

@@ -83,8 +83,7 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
   tables.partial_stride =
       static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(key.head_size_v)));
   tables.partial_acc = layout.take<float>(rows * tables.partial_stride);
-  tables.partial_max = layout.take<float>(rows);
-  tables.partial_sum = layout.take<float>(rows);
+  tables.partial_state = layout.take<detail::PartialState>(rows);
   tables.scratch = layout.take<std::byte>(limits.threads * limits.scratch_bytes);
   return tables;
 }

@@ -33,6 +33,7 @@ __device__ inline void make_rings_ready(const AttendKernelParams& params, const 
       ptx::init(shared.query_empty + i, T::Grid::kConsumers);
       ptx::init(shared.described + i, 1);
     }
+    ptx::init(shared.counted, 1);
     ptx::fence_barrier_init();
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};
   }

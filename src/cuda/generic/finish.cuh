@@ -144,8 +144,7 @@ class Finish {
       const detail::PlanTables& tables = params_.schedule.tables;
       const std::int64_t at = piece_.partial_row + row;
       if (writes) {
-        tables.partial_max[at] = state.max;
-        tables.partial_sum[at] = state.sum;
+        tables.partial_state[at] = {state.max, state.sum};
       }
       return {reinterpret_cast<std::byte*>(tables.partial_acc + at * tables.partial_stride),
               weight};

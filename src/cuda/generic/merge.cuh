@@ -32,7 +32,7 @@ class TileMerge {
       : params_(params),
         cut_pieces_(shared.cut_pieces),
         part_shares_(shared.part_shares),
-        memory_(shared.stages),
+        counted_(shared.counted),
         began_(shared.began),
         tile_class_(tile_class),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
@@ -69,15 +69,18 @@ class TileMerge {
       if (lane_ == 0) {
         piece.parts = all;
         piece.part = before;
+        piece.lanes = all >= kManyParts ? lanes_for(piece) : 0;
+        piece.waits = waits_for_others(piece);
       }
       __syncwarp();
     }
+    if (lane_ == 0) ptx::arrive(counted_);
   }
 
   // The warp that described the pieces, when it has counted: waits until this block has written
   // all, says so, and finds out who merges its tiles. The consumers meanwhile get ready to merge.
   __device__ void meet() const {
-    ptx::sync(kPartsBarrier, kMeeting);
+    ptx::sync(kWrittenBarrier, kMeeting);
     if (!has_cut_pieces()) return;
     if (lane_ < 2) meet(cut_pieces_[lane_]);
     __syncwarp();
@@ -90,36 +93,27 @@ class TileMerge {
   // need not come from memory when everything waits for them, but reads no global memory and writes
   // nothing.
   __device__ void run(bool rehearses) const {
-    if (!rehearses) ptx::sync(kPartsBarrier, kMeeting);
+    if (!rehearses) {
+      ptx::arrive_at(kWrittenBarrier, kMeeting);
+      ptx::wait(counted_, 0);
+    }
     bool met = rehearses;
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       const CutPiece& piece = cut_pieces_[i];
       if (piece.blocks == 0) continue;
-      if (has_many_parts(piece)) {
-        merge_together(piece, i, rehearses, met);
+      if (piece.lanes > 0) {
+        merge(ManyParts(*this, piece, i, rehearses), rehearses, met);
       } else {
-        merge_rows(piece, i, rehearses, met);
+        merge(FewParts(*this, piece, i, rehearses), rehearses, met);
       }
     }
   }
 
  private:
   static constexpr int kColumns = 4;  // neighbouring ones of a lane
-  static constexpr int kLanes = 8;    // of a group, which has one row at a time
-  static constexpr int kGroups = kWarp / kLanes;
-  // Columns of a row that all warps of a team merge at a time, and what each leaves of them for the
-  // first.
-  static constexpr int kShareColumns = 64;
-  static constexpr int kShares = T::kHeadSizeV / kShareColumns;  // of a row
-  struct alignas(16) WarpSums {
-    float acc[kShareColumns];
-    float max;
-    float sum;
-  };
-  static_assert(2 * Grid::kConsumers * sizeof(WarpSums) <= 2 * T::kStageBytes);
-  // Groups of lanes of a block, each of which else has a row at a time.
-  static constexpr std::int32_t kAllGroups = Grid::kConsumers * kGroups;
+  // Parts of which a lane loads one each at a time; a tile of as many is divided finely.
+  static constexpr int kManyParts = 8;
   static constexpr int kRounds = 2;  // shares of a lane that are looked at together
   static constexpr int kMeeting = (Grid::kConsumers + 1) * kWarp;
 
@@ -142,7 +136,7 @@ class TileMerge {
   __device__ void meet(CutPiece& piece) const {
     Word* word = word_of(piece);
     const bool cut = piece.blocks > 0;
-    const bool together = is_waited_for(piece);
+    const bool together = piece.waits;
     bool complete = false;
     if (cut) {
       const Word before = ptx::add_and_meet(word, static_cast<Word>(piece.blocks));
@@ -176,8 +170,8 @@ class TileMerge {
     if (lane_ >= 2 || cut_pieces_[lane_].blocks == 0) return;
     const CutPiece& piece = cut_pieces_[lane_];
     Word* word = word_of(piece);
-    const bool last = is_waited_for(piece) ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts
-                                           : piece.merger == CutPiece::kThisBlock;
+    const bool last = piece.waits ? gone_of(atomicAdd(word, kOneGone)) + 1 == piece.parts
+                                  : piece.merger == CutPiece::kThisBlock;
     if (last) *word = 0;
   }
 
@@ -192,19 +186,19 @@ class TileMerge {
     return T::kHeads * piece.num_rows;
   }
 
-  // Whether a row of the tile is merged by all warps of a block: where each lane of a warp has one
-  // to read, and where that leaves a block two shares at most.
-  static __device__ bool has_many_parts(const CutPiece& piece) {
-    return piece.parts >= kWarp && 2 * piece.parts >= kShares * rows_of(piece);
-  }
-  // Else, whether a row is merged by all groups of a warp, and not by one.
-  static __device__ bool has_some_parts(const CutPiece& piece) {
-    return Grid::kRows <= 64 && piece.parts >= 2 * kGroups;
-  }
   // Whether the blocks of a tile wait for each other and divide its rows.
-  static __device__ bool is_waited_for(const CutPiece& piece) {
-    return has_many_parts(piece) || has_some_parts(piece) ||
-           (Grid::kRows <= 64 && rows_of(piece) > kAllGroups);
+  static __device__ bool waits_for_others(const CutPiece& piece) {
+    if (Grid::kRows > 64) return piece.parts >= kWarp;
+    return piece.parts >= kManyParts || rows_of(piece) > Grid::kConsumers * FewParts::kGroups;
+  }
+
+  // Lanes that have a row's columns between them, or some of them, where each of a warp's groups of
+  // so many has some parts: as few as give no warp of the tile's blocks two of those.
+  static __device__ std::int32_t lanes_for(const CutPiece& piece) {
+    const std::int32_t warps = piece.parts * Grid::kConsumers;
+    std::int32_t lanes = ManyParts::kMostLanes;
+    while (lanes > 2 && 2 * rows_of(piece) * ManyParts::kRowLanes <= warps * lanes) lanes /= 2;
+    return lanes;
   }
 
   // The partial of the share that is `share` after the tile's first, or -1: the first has one, each
@@ -231,13 +225,6 @@ class TileMerge {
            2 * (piece.first_worker + share * lanes) + (share == 0 ? 1 : 0);
   }
 
-  // Of one row: the softmax, the same in all lanes of a group, and columns of this lane.
-  template <int kVectors>
-  struct RowSums {
-    core::SoftmaxState state;
-    float4 acc[kVectors] = {};
-  };
-
   // What a block merges of a tile, of which it got ready as much as it has if all wait for each
   // other.
   enum class Turn { kNone, kAsGuessed, kAll };
@@ -248,281 +235,297 @@ class TileMerge {
     met = true;
     if (piece.merger == CutPiece::kNobody) return Turn::kNone;
     // Who merges a tile that is not waited for has guessed that it has all.
-    return piece.merger == CutPiece::kThisBlock && is_waited_for(piece) ? Turn::kAll
-                                                                        : Turn::kAsGuessed;
+    return piece.merger == CutPiece::kThisBlock && piece.waits ? Turn::kAll : Turn::kAsGuessed;
   }
 
-  // This block's rows of a tile of not so many parts, of all its KV heads.
-  __device__ void merge_rows(const CutPiece& piece, int list, bool rehearses, bool& met) const {
-    const std::int32_t groups = has_some_parts(piece) ? kGroups : 1;  // of a row
-    const std::int32_t rows = rows_of(piece);
-    const std::int32_t parts = rehearses ? 0 : piece.parts;
-    const std::int32_t group = (rehearses ? 0 : warp_ * kGroups) + lane_ / kLanes;
-    const bool divided = !rehearses && is_waited_for(piece);
-    std::int32_t first = divided ? piece.part * kAllGroups : 0;  // counted in groups
-    std::int32_t step = divided ? piece.parts * kAllGroups : kAllGroups;
-    Turn turn = Turn::kAsGuessed;
+  // What this block merges of a tile. Each warp has a unit of `work` at a time, and gets ready for
+  // it while the block does not know yet whether the partials are there.
+  template <class Work>
+  __device__ void merge(Work&& work, bool rehearses, bool& met) const {
+    const CutPiece& piece = work.piece();
+    const std::int32_t warp = rehearses ? 0 : warp_;
+    std::int32_t unit = (!rehearses && piece.waits ? piece.part * Grid::kConsumers : 0) + warp;
+    std::int32_t step = (!rehearses && piece.waits ? piece.parts : 1) * Grid::kConsumers;
     bool known = rehearses;
 #pragma unroll 1
     for (;;) {
-      const std::int32_t row = (first + group) / groups;
-      const RowOut out = row_out(piece, row, !rehearses && row < rows && group % groups == 0);
-      RowSums<T::kHeadSizeV / (kLanes * kColumns)> sums;
-      const bool done =
-          add_parts(piece, list, parts, min(row, rows - 1), 0, group % groups, groups, sums, [&] {
-            if (known) return true;
-            known = true;
-            turn = turn_of(piece, met);
-            return turn == Turn::kAsGuessed && first < groups * rows;
-          });
-      if (done) {
-        if (groups > 1) add_groups(sums);
-        write(out, sums.state, sums.acc, lane_ % kLanes);
-        first += step;
-      } else if (turn == Turn::kAll) {
-        first = 0;
-        step = kAllGroups;
-      } else {
-        return;
+      work.prepare(unit);
+      if (!known) {
+        known = true;
+        const Turn turn = turn_of(piece, met);
+        if (turn == Turn::kNone) return;
+        if (turn == Turn::kAll) {
+          unit = warp;
+          step = Grid::kConsumers;
+          continue;
+        }
+        if (unit >= work.units()) return;
       }
-      if (rehearses || first >= groups * rows) return;
-    }
-  }
-
-  // This block's rows of a tile of many parts, some columns of one at a time. The parts are divided
-  // among all groups of lanes, or among those of each half of the warps, a team, so that two shares
-  // of columns are merged at once.
-  __device__ void merge_together(const CutPiece& piece, int list, bool rehearses, bool& met) const {
-    const std::int32_t shares = rows_of(piece) * kShares;
-    const std::int32_t teams = Grid::kConsumers > 2 && shares > piece.parts ? 2 : 1;
-    const std::int32_t team_warps = Grid::kConsumers / teams;
-    const std::int32_t team = warp_ / team_warps;
-    const std::int32_t in_team = warp_ % team_warps;
-    const std::int32_t parts = rehearses ? 0 : piece.parts;
-    std::int32_t first = rehearses ? 0 : piece.part * teams;
-    std::int32_t step = piece.parts * teams;
-    Turn turn = Turn::kAsGuessed;
-    bool known = rehearses;
-    bool again = false;
-#pragma unroll 1
-    for (;;) {
-      const std::int32_t share = min(first + team, shares - 1);
-      const std::int32_t row = share / kShares;
-      const std::int32_t column = share % kShares * kShareColumns;
-      const bool writes = !rehearses && in_team == 0 && first + team < shares;
-      RowOut out = row_out(piece, row, writes && lane_ * kColumns < kShareColumns);
-      out.column = column;
-      RowSums<kShareColumns / (kLanes * kColumns)> sums;
-      const bool done =
-          add_parts(piece, list, parts, row, column, in_team * kGroups + lane_ / kLanes,
-                    team_warps * kGroups, sums, [&] {
-                      if (known) return true;
-                      known = true;
-                      turn = turn_of(piece, met);
-                      return turn == Turn::kAsGuessed && first < shares;
-                    });
-      if (done) {
-        add_groups(sums);
-        // Who gathers may still read what all left of the shares before.
-        if (again) Finish<T>::sync();
-        if (!rehearses) put_warp(list, sums);
-        if (!rehearses) Finish<T>::sync();
-        if (in_team == 0 || rehearses) {
-          RowSums<1> all;
-          add_warps(list, warp_, rehearses ? 0 : team_warps, all);
-          write(out, all.state, all.acc, lane_);
-        }
-        again = true;
-        first += step;
-      } else if (turn == Turn::kAll) {
-        first = 0;
-        step = teams;
-      } else {
-        return;
-      }
-      if (rehearses || first >= shares) return;
-    }
-  }
-
-  // Of a group: adds the parts first, first + step, ... of its row, columns from `column` on, if
-  // ready() says so, which is called when all is known but what the parts are; false if not.
-  // Without parts it reads shared memory.
-  template <int kVectors, class Ready>
-  __device__ bool add_parts(const CutPiece& piece, int list, std::int32_t parts, std::int32_t row,
-                            std::int32_t column, std::int32_t first, std::int32_t step,
-                            RowSums<kVectors>& sums, Ready&& ready) const {
-    // Parts that a group loads at a time.
-    constexpr int kBatch = kVectors <= 2 ? 8 : kVectors <= 4 ? 4 : kVectors <= 8 ? 2 : 1;
-    static_assert(kLanes % kBatch == 0);
-    const detail::PlanTables& tables = params_.schedule.tables;
-    const std::int32_t in_group = lane_ % kLanes;
-    const std::int32_t group = lane_ - in_group;
-    const std::uint16_t* shares = part_shares_ + list * kMostParts;
-    const auto* memory = !T::kRehearses || parts > 0
-                             ? reinterpret_cast<const std::byte*>(tables.partial_acc)
-                             : reinterpret_cast<const std::byte*>(part_shares_);
-    // Columns that are not there are read from others, and not written.
-    const std::int32_t last_column = parts > 0 ? params_.head_size_v - kColumns : 0;
-    const std::byte* from[kVectors];
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      from[v] = memory + min(column + (v * kLanes + in_group) * kColumns, last_column) *
-                             static_cast<std::int32_t>(sizeof(float));
-    }
-    const auto row_bytes = static_cast<std::uint32_t>(tables.partial_stride * sizeof(float));
-    const plan::Tile::Row place = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
-    // Of slot 0; rows of other slots follow.
-    const auto first_row = static_cast<std::int32_t>(
-        plan::partial_row(params_.schedule, tile_class_, 0, place.row, place.head));
-    const std::int32_t rows = T::kHeads * T::kHeadRows;  // of a slot
-    // Of a part: its row of the partials. If there is none, that of the last one.
-    const auto row_of_part = [&](std::int32_t part) {
-      return parts > 0 ? first_row + slot_of(piece, shares[min(part, parts - 1)]) * rows : 0;
-    };
-    // A lane knows one part at a time.
-    std::int32_t part = first + in_group * step;
-    std::int32_t at = row_of_part(part);
-    if (!ready()) return false;
-#pragma unroll 1
-    for (bool more = false;; more = true) {
-      core::SoftmaxState own;
-      if (part < parts) own = {__ldcg(tables.partial_max + at), __ldcg(tables.partial_sum + at)};
-      // Of its sums, in bytes: at most 2 kMostParts tiles have some.
-      const std::uint32_t offset = static_cast<std::uint32_t>(at) * row_bytes;
-      const std::uint32_t there = __ballot_sync(kAllLanes, part < parts);
-      std::uint32_t rounds = there | there >> 16;  // those that some group has a part in
-      rounds = (rounds | rounds >> 8) & 0xffU;
-      float weight = 0.0F;
-#pragma unroll 1
-      for (int i = 0;;) {
-        float4 loaded[kBatch][kVectors];
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const std::uint32_t of_part = __shfl_sync(kAllLanes, offset, group + i + j);
-#pragma unroll
-          for (int v = 0; v < kVectors; ++v) {
-            loaded[j][v] = *reinterpret_cast<const float4*>(from[v] + of_part);
-          }
-        }
-        if (i == 0) {
-          const float keep = add_state(sums.state, own);
-          weight = core::exp_difference(own.max, sums.state.max);
-          if (more) {
-#pragma unroll
-            for (int v = 0; v < kVectors; ++v) scale(sums.acc[v], keep);
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const float add = __shfl_sync(kAllLanes, weight, group + i + j);
-          if ((there >> (group + i + j) & 1U) == 0) continue;
-#pragma unroll
-          for (int v = 0; v < kVectors; ++v) add_scaled(sums.acc[v], add, loaded[j][v]);
-        }
-        i += kBatch;
-        if (rounds >> i == 0) break;
-      }
-      part += kLanes * step;
-      if (__all_sync(kAllLanes, part - in_group * step >= parts)) return true;
-      at = row_of_part(part);
-    }
-  }
-
-  // Adds what the lanes of a group know of parts to their row's softmax; returns what the sums so
-  // far are to be multiplied with.
-  __device__ float add_state(core::SoftmaxState& state, const core::SoftmaxState& own) const {
-    float max = fmaxf(state.max, own.max);
-#pragma unroll
-    for (int lanes = 1; lanes < kLanes; lanes *= 2) {
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, lanes));
-    }
-    float added = scaled_sum(own, max);
-#pragma unroll
-    for (int lanes = 1; lanes < kLanes; lanes *= 2) {
-      added += __shfl_xor_sync(kAllLanes, added, lanes);
-    }
-    const float keep = core::exp_difference(state.max, max);
-    state = {max, scaled_sum(state, max) + added};
-    return keep;
-  }
-
-  // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
-  static __device__ float scaled_sum(const core::SoftmaxState& state, float max) {
-    return isnan(state.sum) ? state.sum : state.sum * core::exp_difference(state.max, max);
-  }
-
-  // Into all groups of a warp, which have parts of the same row, the sums of all.
-  template <int kVectors>
-  __device__ void add_groups(RowSums<kVectors>& sums) const {
-    float max = sums.state.max;
-#pragma unroll
-    for (int lanes = kLanes; lanes < kWarp; lanes *= 2) {
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, lanes));
-    }
-    const float keep = core::exp_difference(sums.state.max, max);
-    sums.state = {max, across_groups(scaled_sum(sums.state, max))};
-#pragma unroll
-    for (auto& x : sums.acc) {
-      scale(x, keep);
-      x = make_float4(across_groups(x.x), across_groups(x.y), across_groups(x.z),
-                      across_groups(x.w));
-    }
-  }
-  static __device__ float across_groups(float x) {
-#pragma unroll
-    for (int lanes = kLanes; lanes < kWarp; lanes *= 2) {
-      x += __shfl_xor_sync(kAllLanes, x, lanes);
-    }
-    return x;
-  }
-
-  // Of the tile of a list; each has its own, because its first warps may still read those of the
-  // first list when the others come to the second one.
-  __device__ WarpSums* warp_sums(int list) const {
-    return reinterpret_cast<WarpSums*>(memory_) + list * Grid::kConsumers;
-  }
-
-  // Leaves this warp's sums for its team's first.
-  template <int kVectors>
-  __device__ void put_warp(int list, const RowSums<kVectors>& sums) const {
-    WarpSums& own = warp_sums(list)[warp_];
-    if (lane_ >= kLanes) return;
-    if (lane_ == 0) {
-      own.max = sums.state.max;
-      own.sum = sums.state.sum;
-    }
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      *reinterpret_cast<float4*>(own.acc + (v * kLanes + lane_) * kColumns) = sums.acc[v];
-    }
-  }
-
-  // The sums of `warps` warps from `first` on; a lane of the lower half has four columns.
-  __device__ void add_warps(int list, int first, int warps, RowSums<1>& sums) const {
-    const WarpSums* of_warps = warp_sums(list) + first;
-#pragma unroll
-    for (int w = 0; w < Grid::kConsumers; ++w) {
-      if (w >= warps) break;
-      sums.state.max = fmaxf(sums.state.max, of_warps[w].max);
-    }
-    const int column = lane_ % (kShareColumns / kColumns) * kColumns;
-#pragma unroll
-    for (int w = 0; w < Grid::kConsumers; ++w) {
-      if (w >= warps) break;
-      const float sum = of_warps[w].sum;
-      const float add = core::exp_difference(of_warps[w].max, sums.state.max);
-      sums.state.sum += isnan(sum) ? sum : sum * add;
-      add_scaled(sums.acc[0], add, *reinterpret_cast<const float4*>(of_warps[w].acc + column));
+      work.finish();
+      unit += step;
+      if (rehearses || unit >= work.units()) return;
     }
   }
 
   // Where a row of the output is, and what its end needs; nowhere if it is not written.
   struct RowOut {
     std::byte* to = nullptr;
-    std::int32_t column = 0;  // the first of those that are written
     RowPlace place{};
     RowScales scales{};
   };
+
+  // What both kinds of tiles need. Who rehearses has no parts, and reads shared memory.
+  class Parts {
+   public:
+    __device__ Parts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
+        : merge_(merge),
+          piece_(piece),
+          shares_(merge.part_shares_ + list * kMostParts),
+          parts_(rehearses ? 0 : piece.parts),
+          rehearses_(rehearses) {
+      const detail::PlanTables& tables = merge.params_.schedule.tables;
+      acc_ = rehearses ? reinterpret_cast<const float*>(merge.part_shares_) : tables.partial_acc;
+      states_ = rehearses ? reinterpret_cast<const detail::PartialState*>(merge.part_shares_)
+                          : tables.partial_state;
+      last_column_ = rehearses ? 0 : merge.params_.head_size_v - kColumns;
+      row_floats_ = static_cast<std::uint32_t>(tables.partial_stride);
+    }
+
+    __device__ const CutPiece& piece() const { return piece_; }
+
+   protected:
+    // Of row `row` of the tile: its row of the class's first slot.
+    __device__ std::int32_t row_of_class(std::int32_t row) const {
+      const plan::ScheduleView& schedule = merge_.params_.schedule;
+      const plan::Tile::Row place = plan::Tile::row_of(T::kHeads, piece_.num_rows, row);
+      return static_cast<std::int32_t>(
+          plan::partial_row(schedule, merge_.tile_class_, 0, place.row, place.head));
+    }
+    // The row of the partials that holds it in a part, and in the last one if there is no such.
+    __device__ std::int32_t row_of_part(std::int32_t row_of_class, std::int32_t part) const {
+      if (rehearses_) return 0;
+      const std::int32_t slot = merge_.slot_of(piece_, shares_[min(part, parts_ - 1)]);
+      return row_of_class + slot * (T::kHeads * T::kHeadRows);
+    }
+    // Of a row, nothing if the part is not there. No load has a condition: of those that have, the
+    // compiler moves the results one by one, waiting for each.
+    __device__ core::SoftmaxState state_at(std::int32_t row, std::int32_t part) const {
+      const auto both = *reinterpret_cast<const float2*>(states_ + row);
+      return part < parts_ ? core::SoftmaxState{both.x, both.y} : core::SoftmaxState();
+    }
+    // Columns that are not there are read from others, and not written.
+    __device__ const float4& columns_at(std::int32_t row, std::int32_t column) const {
+      return *reinterpret_cast<const float4*>(acc_ + static_cast<std::uint32_t>(row) * row_floats_ +
+                                              min(column, last_column_));
+    }
+
+    const TileMerge& merge_;
+    const CutPiece& piece_;
+    const std::uint16_t* const shares_;
+    const float* acc_;
+    const detail::PartialState* states_;
+    std::int32_t last_column_;
+    std::uint32_t row_floats_;  // at most 2 kMostParts tiles have partials
+    const std::int32_t parts_;
+    const bool rehearses_;
+  };
+
+  // A tile of so many parts that the lanes of a warp have some of one row each, and of its columns.
+  class ManyParts : public Parts {
+    using Parts::columns_at;
+    using Parts::merge_;
+    using Parts::parts_;
+    using Parts::piece_;
+    using Parts::rehearses_;
+    using Parts::row_of_class;
+    using Parts::row_of_part;
+    using Parts::state_at;
+
+   public:
+    static constexpr int kRowLanes = T::kHeadSizeV / kColumns;
+    static constexpr int kMostLanes =
+        (kRowLanes & -kRowLanes) < kWarp ? kRowLanes & -kRowLanes : kWarp;
+
+    __device__ ManyParts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
+        : Parts(merge, piece, list, rehearses),
+          lanes_(rehearses ? kMostLanes / 2 : piece.lanes),
+          units_of_row_(plan::divide(kRowLanes, lanes_)),
+          groups_(plan::divide(kWarp, lanes_)),
+          group_(plan::divide(merge.lane_, lanes_)) {}
+
+    __device__ std::int32_t units() const { return rows_of(piece_) * units_of_row_; }
+
+    __device__ void prepare(std::int32_t unit) {
+      const TileMerge& merge = merge_;
+      const std::int32_t row = plan::divide(min(unit, units() - 1), units_of_row_);
+      const std::int32_t in_group = merge.lane_ - group_ * lanes_;
+      column_ = ((unit - row * units_of_row_) * lanes_ + in_group) * kColumns;
+      out_ = merge.row_out(piece_, row, !rehearses_ && unit < units() && group_ == 0);
+      row_of_class_ = row_of_class(row);
+      find_rows(0);
+    }
+
+    __device__ void finish() {
+      core::SoftmaxState state;  // the sum is of this group's parts
+      float4 acc[1] = {};
+#pragma unroll 1
+      for (std::int32_t first = 0;;) {
+        core::SoftmaxState own[kManyParts];
+        float4 loaded[kManyParts];
+        float max = state.max;
+#pragma unroll
+        for (int j = 0; j < kManyParts; ++j) {
+          own[j] = state_at(rows_[j], first + j * groups_ + group_);
+        }
+#pragma unroll
+        for (int j = 0; j < kManyParts; ++j) loaded[j] = columns_at(rows_[j], column_);
+#pragma unroll
+        for (int j = 0; j < kManyParts; ++j) max = fmaxf(max, own[j].max);
+#pragma unroll 1
+        for (std::int32_t lanes = lanes_; lanes < kWarp; lanes *= 2) {
+          max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, lanes));
+        }
+        const float keep = exp_difference(state.max, max);
+        state = {max, scaled_sum(state, keep)};
+        scale(acc[0], keep);
+#pragma unroll
+        for (int j = 0; j < kManyParts; ++j) {
+          const float add = exp_difference(own[j].max, max);
+          state.sum += scaled_sum(own[j], add);
+          if (first + j * groups_ + group_ < parts_) add_scaled(acc[0], add, loaded[j]);
+        }
+        first += kManyParts * groups_;
+        if (first >= parts_) break;
+        find_rows(first);
+      }
+#pragma unroll 1
+      for (std::int32_t lanes = lanes_; lanes < kWarp; lanes *= 2) {
+        state.sum += __shfl_xor_sync(kAllLanes, state.sum, lanes);
+        acc[0].x += __shfl_xor_sync(kAllLanes, acc[0].x, lanes);
+        acc[0].y += __shfl_xor_sync(kAllLanes, acc[0].y, lanes);
+        acc[0].z += __shfl_xor_sync(kAllLanes, acc[0].z, lanes);
+        acc[0].w += __shfl_xor_sync(kAllLanes, acc[0].w, lanes);
+      }
+      merge_.write(out_, state, column_, acc);
+    }
+
+   private:
+    // Of the parts from `first` on that this lane's group has.
+    __device__ void find_rows(std::int32_t first) {
+#pragma unroll
+      for (int j = 0; j < kManyParts; ++j) {
+        rows_[j] = row_of_part(row_of_class_, first + j * groups_ + group_);
+      }
+    }
+
+    const std::int32_t lanes_;
+    const std::int32_t units_of_row_;
+    const std::int32_t groups_;  // of a warp
+    const std::int32_t group_;   // of this lane
+    std::int32_t column_ = 0;
+    RowOut out_;
+    std::int32_t row_of_class_ = 0;
+    std::int32_t rows_[kManyParts];
+  };
+
+  // A tile of few parts: a warp has some rows at a time.
+  class FewParts : public Parts {
+    using Parts::columns_at;
+    using Parts::merge_;
+    using Parts::parts_;
+    using Parts::piece_;
+    using Parts::rehearses_;
+    using Parts::row_of_class;
+    using Parts::row_of_part;
+    using Parts::state_at;
+
+   public:
+    static constexpr int kLanes = kWarp / kColumns;  // of a row
+    static constexpr int kGroups = kWarp / kLanes;
+
+    __device__ FewParts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
+        : Parts(merge, piece, list, rehearses), in_group_(merge.lane_ % kLanes) {}
+
+    __device__ std::int32_t units() const { return (rows_of(piece_) + kGroups - 1) / kGroups; }
+
+    __device__ void prepare(std::int32_t unit) {
+      const TileMerge& merge = merge_;
+      const std::int32_t rows = rows_of(piece_);
+      const std::int32_t row = unit * kGroups + merge.lane_ / kLanes;
+      out_ = merge.row_out(piece_, row, !rehearses_ && row < rows);
+      row_of_part_ = row_of_part(row_of_class(min(row, rows - 1)), in_group_);
+    }
+
+    // Lane i of a group knows part i.
+    __device__ void finish() {
+      const core::SoftmaxState own = state_at(row_of_part_, in_group_);
+      core::SoftmaxState state;
+      float4 acc[kVectors] = {};
+      float add = 0.0F;
+#pragma unroll 1
+      for (int first = 0;;) {
+        float4 loaded[kBatch][kVectors];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const std::int32_t row = of_part(row_of_part_, first + j);
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) loaded[j][v] = columns_at(row, column(v));
+        }
+        if (first == 0) {
+          state.max = own.max;
+#pragma unroll
+          for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+            state.max = fmaxf(state.max, __shfl_xor_sync(kAllLanes, state.max, lanes));
+          }
+          add = exp_difference(own.max, state.max);
+          state.sum = scaled_sum(own, add);
+#pragma unroll
+          for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+            state.sum += __shfl_xor_sync(kAllLanes, state.sum, lanes);
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const float add_j = of_part(add, first + j);
+          if (first + j >= parts_) continue;
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) add_scaled(acc[v], add_j, loaded[j][v]);
+        }
+        first += kBatch;
+        if (first >= parts_) break;
+      }
+      merge_.write(out_, state, column(0), acc);
+    }
+
+   private:
+    static constexpr int kVectors = T::kHeadSizeV / (kLanes * kColumns);
+    // Parts that a group loads at a time.
+    static constexpr int kBatch = kVectors <= 2 ? 8 : kVectors <= 4 ? 4 : kVectors <= 8 ? 2 : 1;
+    static_assert(kLanes % kBatch == 0 && kManyParts <= kLanes);
+
+    __device__ std::int32_t column(int vector) const {
+      return vector * kWarp + in_group_ * kColumns;
+    }
+    // What the lane says that knows the part.
+    template <class X>
+    __device__ X of_part(X x, int part) const {
+      return __shfl_sync(kAllLanes, x, merge_.lane_ - in_group_ + part);
+    }
+
+    const std::int32_t in_group_;
+    RowOut out_;
+    std::int32_t row_of_part_ = 0;
+  };
+
+  // exp(a - b), 0 where nothing is there; quicker than core's, to 2^-22.
+  static __device__ float exp_difference(float a, float b) {
+    return ptx::exp2((a - (b == core::kNegInf ? 0.0F : b)) * kLog2E);
+  }
+
+  // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
+  static __device__ float scaled_sum(const core::SoftmaxState& state, float by) {
+    return isnan(state.sum) ? state.sum : state.sum * by;
+  }
 
   // Nowhere unless this lane `writes`.
   __device__ RowOut row_out(const CutPiece& piece, std::int32_t row, bool writes) const {
@@ -538,17 +541,15 @@ class TileMerge {
     return out;
   }
 
-  // Lane `lane` of those of a row writes its columns.
+  // A lane writes its columns of a row: kColumns from `column` on, and so many of every kWarp.
   template <int kVectors>
-  __device__ void write(const RowOut& out, const core::SoftmaxState& state,
-                        const float4 (&acc)[kVectors], std::int32_t lane) const {
-    constexpr int kStep = kLanes * kColumns;
+  __device__ void write(const RowOut& out, const core::SoftmaxState& state, std::int32_t column,
+                        const float4 (&acc)[kVectors]) const {
     const bool writes = out.to != nullptr;
     const RowEnd end = finish_row(params_, out.place.token, out.place.head, out.scales, state,
-                                  writes && lane == 0 && out.column == 0);
+                                  writes && column == 0);
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const std::int32_t column = out.column + v * kStep + lane * kColumns;
+    for (int v = 0; v < kVectors; ++v, column += kWarp) {
       if (!writes || column >= params_.head_size_v) break;
       const float4 x = make_float4(end(acc[v].x), end(acc[v].y), end(acc[v].z), end(acc[v].w));
       std::byte* to = out.to + column * size_of(params_.output.dtype);
@@ -578,7 +579,7 @@ class TileMerge {
   const AttendKernelParams& params_;
   CutPiece* const cut_pieces_;
   std::uint16_t* const part_shares_;
-  std::byte* const memory_;  // the stages', when nothing is left to come
+  ptx::Barrier* const counted_;
   const long long* const began_;
   const std::int32_t tile_class_;
   const std::int32_t lane_;

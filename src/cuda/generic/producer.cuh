@@ -426,7 +426,9 @@ class Producer {
             tile.num_rows,
             CutPiece::kNobody,
             0,
-            0};
+            0,
+            0,
+            false};
       }
       info.kv_head = tile.kv_head;
       info.slot = piece.slot;

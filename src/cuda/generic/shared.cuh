@@ -12,9 +12,9 @@ namespace diffkv::cuda::mma {
 // Barriers of warps, by number; 0 is __syncthreads'.
 enum NamedBarrier : int {
   kConsumerBarrier = 1,                // all consumers
-  kPartsBarrier,                       // consumers, and the describer: partials are written
+  kWrittenBarrier,                     // consumers, and the describer: partials are written
   kTogetherBarrier,                    // and the next one, of a warpgroup each
-  kMetBarrier = kTogetherBarrier + 2,  // those of kPartsBarrier: others' partials are there
+  kMetBarrier = kTogetherBarrier + 2,  // those of kWrittenBarrier: others' partials are there
   kRingsBarrier,  // producers, and a consumer: the block's shared memory is ready for copies
 };
 
@@ -39,6 +39,7 @@ struct Shared {
     query_full = stage_empty + SharedLayout<T>::kSlices;
     query_empty = query_full + kMaxQueryBuffers;
     described = query_empty + kMaxQueryBuffers;
+    counted = reinterpret_cast<ptx::Barrier*>(base + layout.counted);
     cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
     part_shares = reinterpret_cast<std::uint16_t*>(base + layout.part_shares);
     began = reinterpret_cast<long long*>(base + layout.began);
@@ -58,6 +59,7 @@ struct Shared {
   ptx::Barrier* query_full;
   ptx::Barrier* query_empty;
   ptx::Barrier* described;  // a piece, with what its end needs
+  ptx::Barrier* counted;    // the parts of the cut pieces' tiles
   CutPiece* cut_pieces;     // [2]: one that the share starts with, one that it ends with
   // [2, kMostParts]: of those pieces' tiles, the shares that have a part, counted from the first.
   std::uint16_t* part_shares;

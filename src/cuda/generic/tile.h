@@ -278,6 +278,9 @@ struct alignas(16) CutPiece {
   // How many the tile has, and which one this is.
   std::int32_t parts;
   std::int32_t part;
+  // Of a tile of many parts: lanes that have some columns of a row between them; else 0.
+  std::int32_t lanes;
+  bool waits;  // whether the blocks of the tile wait for each other and divide its rows
 };
 
 enum StageFlags : std::int32_t { kLastOfPiece = 1, kNoMoreWork = 2 };
@@ -306,7 +309,8 @@ struct SharedLayout {
         barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
         cut_pieces(barriers + (2 * kSlices + 3 * kMaxQueryBuffers) * 8),
         part_shares(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))),
-        began(part_shares + 2 * kMostParts * 2),
+        counted(part_shares + 2 * kMostParts * 2),
+        began(counted + 8),
         bytes(began + 8) {}
 
   static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
@@ -322,6 +326,7 @@ struct SharedLayout {
   int barriers;
   int cut_pieces;
   int part_shares;
+  int counted;
   int began;
   int bytes;
 };
