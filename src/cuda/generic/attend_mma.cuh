@@ -9,8 +9,10 @@
 
 #include "cuda/dependent_launch.cuh"
 #include "cuda/generic/consumer.cuh"
+#include "cuda/generic/finish.cuh"
 #include "cuda/generic/merge.cuh"
 #include "cuda/generic/producer.cuh"
+#include "cuda/generic/ptx.cuh"
 #include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
 #include "cuda/params.h"

@@ -65,6 +65,8 @@ class Consumer {
   static constexpr int kTogether = Grid::kWarpgroups ? 4 : 1;
   static constexpr int kRowsTogether = kTogether * Grid::kRowTiles * kMmaRows;
   static_assert(!Grid::kWarpgroups || (Grid::kWarpKeys == kSliceKeys && Grid::kRowTiles == 1));
+  static_assert(Grid::kConsumers / kTogether <= kMetBarrier - kTogetherBarrier ||
+                !Grid::kWarpgroups);
   // Scores of few keys are summed in two halves, to have more independent instructions.
   static constexpr int kChains = Grid::kRowTiles * kSliceKeys <= 16 ? 2 : 1;
 

@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "core/softmax.h"
-#include "cuda/generic/finish.cuh"
+#include "cuda/generic/ptx.cuh"
 #include "cuda/generic/scores.cuh"
 #include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
@@ -69,8 +69,8 @@ class TileMerge {
       if (lane_ == 0) {
         piece.parts = all;
         piece.part = before;
-        piece.lanes = all >= kManyParts ? lanes_for(piece) : 0;
         piece.waits = waits_for_others(piece);
+        piece.lanes = all >= kManyParts ? lanes_for(piece) : 0;
       }
       __syncwarp();
     }
@@ -186,16 +186,18 @@ class TileMerge {
     return T::kHeads * piece.num_rows;
   }
 
-  // Whether the blocks of a tile wait for each other and divide its rows.
+  // Whether the blocks of a tile wait for each other and divide its rows. Those of a taller tile,
+  // of prefill, end at different times unless there are many.
   static __device__ bool waits_for_others(const CutPiece& piece) {
     if (Grid::kRows > 64) return piece.parts >= kWarp;
     return piece.parts >= kManyParts || rows_of(piece) > Grid::kConsumers * FewParts::kGroups;
   }
 
   // Lanes that have a row's columns between them, or some of them, where each of a warp's groups of
-  // so many has some parts: as few as give no warp of the tile's blocks two of those.
+  // so many has some parts: the fewest that do not make more units than the warps that merge, and
+  // the most where there are more anyway.
   static __device__ std::int32_t lanes_for(const CutPiece& piece) {
-    const std::int32_t warps = piece.parts * Grid::kConsumers;
+    const std::int32_t warps = (piece.waits ? piece.parts : 1) * Grid::kConsumers;
     std::int32_t lanes = ManyParts::kMostLanes;
     while (lanes > 2 && 2 * rows_of(piece) * ManyParts::kRowLanes <= warps * lanes) lanes /= 2;
     return lanes;
@@ -257,6 +259,7 @@ class TileMerge {
         if (turn == Turn::kAll) {
           unit = warp;
           step = Grid::kConsumers;
+          if (unit >= work.units()) return;
           continue;
         }
         if (unit >= work.units()) return;
@@ -325,7 +328,7 @@ class TileMerge {
     const float* acc_;
     const detail::PartialState* states_;
     std::int32_t last_column_;
-    std::uint32_t row_floats_;  // at most 2 kMostParts tiles have partials
+    std::uint32_t row_floats_;  // 2 kMostParts slots a class have fewer than 2^32
     const std::int32_t parts_;
     const bool rehearses_;
   };

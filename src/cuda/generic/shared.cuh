@@ -15,7 +15,8 @@ enum NamedBarrier : int {
   kWrittenBarrier,                     // consumers, and the describer: partials are written
   kTogetherBarrier,                    // and the next one, of a warpgroup each
   kMetBarrier = kTogetherBarrier + 2,  // those of kWrittenBarrier: others' partials are there
-  kRingsBarrier,  // producers, and a consumer: the block's shared memory is ready for copies
+  kRingsBarrier,  // producers, and a warp of consumers: the block's shared memory is ready for
+                  // copies
 };
 
 // A block's shared memory, as pointers.

@@ -275,7 +275,7 @@ struct alignas(16) CutPiece {
   std::int32_t first_row;
   std::int32_t num_rows;
   Merger merger;  // known when the piece's partial is written
-  // How many the tile has, and which one this is.
+  // How many parts the tile has, and which one this is.
   std::int32_t parts;
   std::int32_t part;
   // Of a tile of many parts: lanes that have some columns of a row between them; else 0.
