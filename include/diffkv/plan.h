@@ -14,6 +14,10 @@ namespace diffkv {
 
 class Backend;
 
+namespace core {
+struct SoftmaxState;
+}  // namespace core
+
 // A tile is up to tile_rows query rows, (token, head) pairs that share one KV head of one sequence,
 // for each of tile_heads neighbouring KV heads; row r of a sequence's KV head is token r / group,
 // head r % group. Plain numbers from
@@ -118,13 +122,6 @@ struct alignas(16) FirstPiece {
   std::int32_t unused[3] = {};
 };
 
-// The softmax of a row over the keys of one piece: the max of its scores, and the sum of
-// exp(score - max).
-struct alignas(8) PartialState {
-  float max;
-  float sum;
-};
-
 // The plan in memory, host or device: prefix sums per sequence, one start and one first piece per
 // share.
 struct PlanTables {
@@ -150,10 +147,10 @@ struct PlanTables {
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first
   // row is first_partial_row.
   std::array<std::int64_t, kMaxTileClasses> first_partial_row{};
-  float* partial_acc = nullptr;           // [partial rows, partial_stride]
-  PartialState* partial_state = nullptr;  // [partial rows]
-  std::int64_t partial_stride = 0;        // next_power_of_2(head_size_v)
-  std::byte* scratch = nullptr;           // [threads, scratch_bytes]
+  float* partial_acc = nullptr;                 // [partial rows, partial_stride]
+  core::SoftmaxState* partial_state = nullptr;  // [partial rows]
+  std::int64_t partial_stride = 0;              // next_power_of_2(head_size_v)
+  std::byte* scratch = nullptr;                 // [threads, scratch_bytes]
 };
 
 }  // namespace detail

@@ -11,7 +11,8 @@ namespace diffkv::core {
 inline constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 
 // Over the keys seen so far: max of the scores and sum of exp(score - max). No key: -inf and 0.
-struct SoftmaxState {
+// GPUs load and store both at once.
+struct alignas(8) SoftmaxState {
   float max = kNegInf;
   float sum = 0.0F;
 };

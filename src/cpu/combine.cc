@@ -25,11 +25,9 @@ void combine_tile(const AttendCall& call, std::int32_t tile_class, std::int32_t 
     plan::for_each_partial(call.schedule, tile_class, worker, first, [&](std::int32_t slot) {
       const std::int64_t at = plan::partial_row(call.schedule, tile_class, slot, row, head_of_tile);
       const float* part = tables.partial_acc + at * tables.partial_stride;
-      const auto [max, sum] = tables.partial_state[at];
-      const core::SoftmaxState other{max, sum};
       float keep = 0.0F;
       float add = 0.0F;
-      core::merge(state, other, keep, add);
+      core::merge(state, tables.partial_state[at], keep, add);
       for (std::int64_t c = 0; c < head_size_v; ++c) acc[c] = acc[c] * keep + part[c] * add;
     });
     const std::int64_t head = kv_head * call.schedule.group + index % call.schedule.group;

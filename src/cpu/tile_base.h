@@ -337,7 +337,7 @@ class TileBase {
     if (piece_.slot >= 0) {
       const std::int64_t at = partial_row(row);
       std::copy_n(acc, args_.cache.head_size_v, tables.partial_acc + at * tables.partial_stride);
-      tables.partial_state[at] = {state.max, state.sum};
+      tables.partial_state[at] = state;
     } else if (token_of(row) < tables.num_tokens) {
       write_row(call_, token_of(row), head_of(row), kv_head_, state, acc);
     }

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "core/layout.h"
+#include "core/softmax.h"
 #include "core/validate.h"
 #include "diffkv/backend.h"
 #include "diffkv/error.h"
@@ -83,7 +84,7 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
   tables.partial_stride =
       static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(key.head_size_v)));
   tables.partial_acc = layout.take<float>(rows * tables.partial_stride);
-  tables.partial_state = layout.take<detail::PartialState>(rows);
+  tables.partial_state = layout.take<core::SoftmaxState>(rows);
   tables.scratch = layout.take<std::byte>(limits.threads * limits.scratch_bytes);
   return tables;
 }

@@ -409,7 +409,7 @@ class Rows {
       if (piece_.slot >= 0) {
         const std::int64_t at =
             plan::partial_row(p_.schedule, tile_class_, piece_.slot, first_ + own);
-        tables.partial_state[at] = {state.max, state.sum};
+        tables.partial_state[at] = state;
       } else {
         shared_.end[own] =
             finish_row(p_, shared_.token[own], shared_.head[own], piece_.tile.kv_head, state, true);

@@ -144,7 +144,7 @@ class Finish {
       const detail::PlanTables& tables = params_.schedule.tables;
       const std::int64_t at = piece_.partial_row + row;
       if (writes) {
-        tables.partial_state[at] = {state.max, state.sum};
+        tables.partial_state[at] = state;
       }
       return {reinterpret_cast<std::byte*>(tables.partial_acc + at * tables.partial_stride),
               weight};

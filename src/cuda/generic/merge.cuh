@@ -288,7 +288,7 @@ class TileMerge {
           rehearses_(rehearses) {
       const detail::PlanTables& tables = merge.params_.schedule.tables;
       acc_ = rehearses ? reinterpret_cast<const float*>(merge.part_shares_) : tables.partial_acc;
-      states_ = rehearses ? reinterpret_cast<const detail::PartialState*>(merge.part_shares_)
+      states_ = rehearses ? reinterpret_cast<const core::SoftmaxState*>(merge.part_shares_)
                           : tables.partial_state;
       last_column_ = rehearses ? 0 : merge.params_.head_size_v - kColumns;
       row_floats_ = static_cast<std::uint32_t>(tables.partial_stride);
@@ -313,8 +313,8 @@ class TileMerge {
     // Of a row, nothing if the part is not there. No load has a condition: of those that have, the
     // compiler moves the results one by one, waiting for each.
     __device__ core::SoftmaxState state_at(std::int32_t row, std::int32_t part) const {
-      const auto both = *reinterpret_cast<const float2*>(states_ + row);
-      return part < parts_ ? core::SoftmaxState{both.x, both.y} : core::SoftmaxState();
+      const core::SoftmaxState state = states_[row];
+      return part < parts_ ? state : core::SoftmaxState();
     }
     // Columns that are not there are read from others, and not written.
     __device__ const float4& columns_at(std::int32_t row, std::int32_t column) const {
@@ -326,7 +326,7 @@ class TileMerge {
     const CutPiece& piece_;
     const std::uint16_t* const shares_;
     const float* acc_;
-    const detail::PartialState* states_;
+    const core::SoftmaxState* states_;
     std::int32_t last_column_;
     std::uint32_t row_floats_;  // 2 kMostParts slots a class have fewer than 2^32
     const std::int32_t parts_;
