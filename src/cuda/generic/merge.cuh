@@ -102,10 +102,11 @@ class TileMerge {
     for (int i = 0; i < 2; ++i) {
       const CutPiece& piece = cut_pieces_[i];
       if (piece.blocks == 0) continue;
+      const Parts parts(*this, piece, i, rehearses);
       if (piece.lanes > 0) {
-        merge(ManyParts(*this, piece, i, rehearses), rehearses, met);
+        merge(parts, ManyParts(parts), met);
       } else {
-        merge(FewParts(*this, piece, i, rehearses), rehearses, met);
+        merge(parts, FewParts(parts), met);
       }
     }
   }
@@ -240,15 +241,77 @@ class TileMerge {
     return piece.merger == CutPiece::kThisBlock && piece.waits ? Turn::kAll : Turn::kAsGuessed;
   }
 
+  // Where a row of the output is, and what its end needs; nowhere if it is not written.
+  struct RowOut {
+    std::byte* to = nullptr;
+    RowPlace place{};
+    RowScales scales{};
+  };
+
+  // What both kinds of tiles need. Who rehearses has no parts, and reads shared memory.
+  struct Parts {
+    __device__ Parts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
+        : merge(merge),
+          piece(piece),
+          count(rehearses ? 0 : piece.parts),
+          rehearses(rehearses),
+          shares_(merge.part_shares_ + list * kMostParts) {
+      const detail::PlanTables& tables = merge.params_.schedule.tables;
+      acc_ = rehearses ? reinterpret_cast<const float*>(merge.part_shares_) : tables.partial_acc;
+      states_ = rehearses ? reinterpret_cast<const core::SoftmaxState*>(merge.part_shares_)
+                          : tables.partial_state;
+      last_column_ = rehearses ? 0 : merge.params_.head_size_v - kColumns;
+      row_floats_ = static_cast<std::uint32_t>(tables.partial_stride);
+    }
+
+    // Of row `row` of the tile: its row of the class's first slot.
+    __device__ std::int32_t row_of_class(std::int32_t row) const {
+      const plan::ScheduleView& schedule = merge.params_.schedule;
+      const plan::Tile::Row place = plan::Tile::row_of(T::kHeads, piece.num_rows, row);
+      return static_cast<std::int32_t>(
+          plan::partial_row(schedule, merge.tile_class_, 0, place.row, place.head));
+    }
+    // The row of the partials that holds it in a part, and in the last one if there is no such.
+    __device__ std::int32_t row_of_part(std::int32_t row_of_class, std::int32_t part) const {
+      if (rehearses) return 0;
+      const std::int32_t slot = merge.slot_of(piece, shares_[min(part, count - 1)]);
+      return row_of_class + slot * (T::kHeads * T::kHeadRows);
+    }
+    // Of a row, nothing if the part is not there. No load has a condition: of those that have, the
+    // compiler moves the results one by one, waiting for each.
+    __device__ core::SoftmaxState state_at(std::int32_t row, std::int32_t part) const {
+      const core::SoftmaxState state = states_[row];
+      return part < count ? state : core::SoftmaxState();
+    }
+    // Columns that are not there are read from others, and not written.
+    __device__ const float4& columns_at(std::int32_t row, std::int32_t column) const {
+      return *reinterpret_cast<const float4*>(acc_ + static_cast<std::uint32_t>(row) * row_floats_ +
+                                              min(column, last_column_));
+    }
+
+    const TileMerge& merge;
+    const CutPiece& piece;
+    const std::int32_t count;
+    const bool rehearses;
+
+   private:
+    const std::uint16_t* const shares_;
+    const float* acc_;
+    const core::SoftmaxState* states_;
+    std::int32_t last_column_;
+    std::uint32_t row_floats_;  // 2 kMostParts slots a class have fewer than 2^32
+  };
+
   // What this block merges of a tile. Each warp has a unit of `work` at a time, and gets ready for
   // it while the block does not know yet whether the partials are there.
   template <class Work>
-  __device__ void merge(Work&& work, bool rehearses, bool& met) const {
-    const CutPiece& piece = work.piece();
-    const std::int32_t warp = rehearses ? 0 : warp_;
-    std::int32_t unit = (!rehearses && piece.waits ? piece.part * Grid::kConsumers : 0) + warp;
-    std::int32_t step = (!rehearses && piece.waits ? piece.parts : 1) * Grid::kConsumers;
-    bool known = rehearses;
+  __device__ void merge(const Parts& parts, Work&& work, bool& met) const {
+    const CutPiece& piece = parts.piece;
+    const std::int32_t warp = parts.rehearses ? 0 : warp_;
+    const bool shares = !parts.rehearses && piece.waits;
+    std::int32_t unit = (shares ? piece.part * Grid::kConsumers : 0) + warp;
+    std::int32_t step = (shares ? piece.parts : 1) * Grid::kConsumers;
+    bool known = parts.rehearses;
 #pragma unroll 1
     for (;;) {
       work.prepare(unit);
@@ -259,112 +322,39 @@ class TileMerge {
         if (turn == Turn::kAll) {
           unit = warp;
           step = Grid::kConsumers;
-          if (unit >= work.units()) return;
-          continue;
         }
         if (unit >= work.units()) return;
+        if (turn == Turn::kAll) continue;
       }
       work.finish();
       unit += step;
-      if (rehearses || unit >= work.units()) return;
+      if (parts.rehearses || unit >= work.units()) return;
     }
   }
 
-  // Where a row of the output is, and what its end needs; nowhere if it is not written.
-  struct RowOut {
-    std::byte* to = nullptr;
-    RowPlace place{};
-    RowScales scales{};
-  };
-
-  // What both kinds of tiles need. Who rehearses has no parts, and reads shared memory.
-  class Parts {
-   public:
-    __device__ Parts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
-        : merge_(merge),
-          piece_(piece),
-          shares_(merge.part_shares_ + list * kMostParts),
-          parts_(rehearses ? 0 : piece.parts),
-          rehearses_(rehearses) {
-      const detail::PlanTables& tables = merge.params_.schedule.tables;
-      acc_ = rehearses ? reinterpret_cast<const float*>(merge.part_shares_) : tables.partial_acc;
-      states_ = rehearses ? reinterpret_cast<const core::SoftmaxState*>(merge.part_shares_)
-                          : tables.partial_state;
-      last_column_ = rehearses ? 0 : merge.params_.head_size_v - kColumns;
-      row_floats_ = static_cast<std::uint32_t>(tables.partial_stride);
-    }
-
-    __device__ const CutPiece& piece() const { return piece_; }
-
-   protected:
-    // Of row `row` of the tile: its row of the class's first slot.
-    __device__ std::int32_t row_of_class(std::int32_t row) const {
-      const plan::ScheduleView& schedule = merge_.params_.schedule;
-      const plan::Tile::Row place = plan::Tile::row_of(T::kHeads, piece_.num_rows, row);
-      return static_cast<std::int32_t>(
-          plan::partial_row(schedule, merge_.tile_class_, 0, place.row, place.head));
-    }
-    // The row of the partials that holds it in a part, and in the last one if there is no such.
-    __device__ std::int32_t row_of_part(std::int32_t row_of_class, std::int32_t part) const {
-      if (rehearses_) return 0;
-      const std::int32_t slot = merge_.slot_of(piece_, shares_[min(part, parts_ - 1)]);
-      return row_of_class + slot * (T::kHeads * T::kHeadRows);
-    }
-    // Of a row, nothing if the part is not there. No load has a condition: of those that have, the
-    // compiler moves the results one by one, waiting for each.
-    __device__ core::SoftmaxState state_at(std::int32_t row, std::int32_t part) const {
-      const core::SoftmaxState state = states_[row];
-      return part < parts_ ? state : core::SoftmaxState();
-    }
-    // Columns that are not there are read from others, and not written.
-    __device__ const float4& columns_at(std::int32_t row, std::int32_t column) const {
-      return *reinterpret_cast<const float4*>(acc_ + static_cast<std::uint32_t>(row) * row_floats_ +
-                                              min(column, last_column_));
-    }
-
-    const TileMerge& merge_;
-    const CutPiece& piece_;
-    const std::uint16_t* const shares_;
-    const float* acc_;
-    const core::SoftmaxState* states_;
-    std::int32_t last_column_;
-    std::uint32_t row_floats_;  // 2 kMostParts slots a class have fewer than 2^32
-    const std::int32_t parts_;
-    const bool rehearses_;
-  };
-
   // A tile of so many parts that the lanes of a warp have some of one row each, and of its columns.
-  class ManyParts : public Parts {
-    using Parts::columns_at;
-    using Parts::merge_;
-    using Parts::parts_;
-    using Parts::piece_;
-    using Parts::rehearses_;
-    using Parts::row_of_class;
-    using Parts::row_of_part;
-    using Parts::state_at;
-
+  class ManyParts {
    public:
     static constexpr int kRowLanes = T::kHeadSizeV / kColumns;
     static constexpr int kMostLanes =
         (kRowLanes & -kRowLanes) < kWarp ? kRowLanes & -kRowLanes : kWarp;
 
-    __device__ ManyParts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
-        : Parts(merge, piece, list, rehearses),
-          lanes_(rehearses ? kMostLanes / 2 : piece.lanes),
+    __device__ explicit ManyParts(const Parts& parts)
+        : parts_(parts),
+          lanes_(parts.rehearses ? kMostLanes / 2 : parts.piece.lanes),
           units_of_row_(plan::divide(kRowLanes, lanes_)),
           groups_(plan::divide(kWarp, lanes_)),
-          group_(plan::divide(merge.lane_, lanes_)) {}
+          group_(plan::divide(parts.merge.lane_, lanes_)) {}
 
-    __device__ std::int32_t units() const { return rows_of(piece_) * units_of_row_; }
+    __device__ std::int32_t units() const { return rows_of(parts_.piece) * units_of_row_; }
 
     __device__ void prepare(std::int32_t unit) {
-      const TileMerge& merge = merge_;
       const std::int32_t row = plan::divide(min(unit, units() - 1), units_of_row_);
-      const std::int32_t in_group = merge.lane_ - group_ * lanes_;
+      const std::int32_t in_group = parts_.merge.lane_ - group_ * lanes_;
       column_ = ((unit - row * units_of_row_) * lanes_ + in_group) * kColumns;
-      out_ = merge.row_out(piece_, row, !rehearses_ && unit < units() && group_ == 0);
-      row_of_class_ = row_of_class(row);
+      out_ = parts_.merge.row_out(parts_.piece, row,
+                                  !parts_.rehearses && unit < units() && group_ == 0);
+      row_of_class_ = parts_.row_of_class(row);
       find_rows(0);
     }
 
@@ -378,10 +368,10 @@ class TileMerge {
         float max = state.max;
 #pragma unroll
         for (int j = 0; j < kManyParts; ++j) {
-          own[j] = state_at(rows_[j], first + j * groups_ + group_);
+          own[j] = parts_.state_at(rows_[j], first + j * groups_ + group_);
         }
 #pragma unroll
-        for (int j = 0; j < kManyParts; ++j) loaded[j] = columns_at(rows_[j], column_);
+        for (int j = 0; j < kManyParts; ++j) loaded[j] = parts_.columns_at(rows_[j], column_);
 #pragma unroll
         for (int j = 0; j < kManyParts; ++j) max = fmaxf(max, own[j].max);
 #pragma unroll 1
@@ -395,10 +385,10 @@ class TileMerge {
         for (int j = 0; j < kManyParts; ++j) {
           const float add = exp_difference(own[j].max, max);
           state.sum += scaled_sum(own[j], add);
-          if (first + j * groups_ + group_ < parts_) add_scaled(acc[0], add, loaded[j]);
+          if (first + j * groups_ + group_ < parts_.count) add_scaled(acc[0], add, loaded[j]);
         }
         first += kManyParts * groups_;
-        if (first >= parts_) break;
+        if (first >= parts_.count) break;
         find_rows(first);
       }
 #pragma unroll 1
@@ -409,7 +399,7 @@ class TileMerge {
         acc[0].z += __shfl_xor_sync(kAllLanes, acc[0].z, lanes);
         acc[0].w += __shfl_xor_sync(kAllLanes, acc[0].w, lanes);
       }
-      merge_.write(out_, state, column_, acc);
+      parts_.merge.write(out_, state, column_, acc);
     }
 
    private:
@@ -417,10 +407,11 @@ class TileMerge {
     __device__ void find_rows(std::int32_t first) {
 #pragma unroll
       for (int j = 0; j < kManyParts; ++j) {
-        rows_[j] = row_of_part(row_of_class_, first + j * groups_ + group_);
+        rows_[j] = parts_.row_of_part(row_of_class_, first + j * groups_ + group_);
       }
     }
 
+    const Parts& parts_;
     const std::int32_t lanes_;
     const std::int32_t units_of_row_;
     const std::int32_t groups_;  // of a warp
@@ -432,36 +423,28 @@ class TileMerge {
   };
 
   // A tile of few parts: a warp has some rows at a time.
-  class FewParts : public Parts {
-    using Parts::columns_at;
-    using Parts::merge_;
-    using Parts::parts_;
-    using Parts::piece_;
-    using Parts::rehearses_;
-    using Parts::row_of_class;
-    using Parts::row_of_part;
-    using Parts::state_at;
-
+  class FewParts {
    public:
     static constexpr int kLanes = kWarp / kColumns;  // of a row
     static constexpr int kGroups = kWarp / kLanes;
 
-    __device__ FewParts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
-        : Parts(merge, piece, list, rehearses), in_group_(merge.lane_ % kLanes) {}
+    __device__ explicit FewParts(const Parts& parts)
+        : parts_(parts), in_group_(parts.merge.lane_ % kLanes) {}
 
-    __device__ std::int32_t units() const { return (rows_of(piece_) + kGroups - 1) / kGroups; }
+    __device__ std::int32_t units() const {
+      return (rows_of(parts_.piece) + kGroups - 1) / kGroups;
+    }
 
     __device__ void prepare(std::int32_t unit) {
-      const TileMerge& merge = merge_;
-      const std::int32_t rows = rows_of(piece_);
-      const std::int32_t row = unit * kGroups + merge.lane_ / kLanes;
-      out_ = merge.row_out(piece_, row, !rehearses_ && row < rows);
-      row_of_part_ = row_of_part(row_of_class(min(row, rows - 1)), in_group_);
+      const std::int32_t rows = rows_of(parts_.piece);
+      const std::int32_t row = unit * kGroups + parts_.merge.lane_ / kLanes;
+      out_ = parts_.merge.row_out(parts_.piece, row, !parts_.rehearses && row < rows);
+      row_of_part_ = parts_.row_of_part(parts_.row_of_class(min(row, rows - 1)), in_group_);
     }
 
     // Lane i of a group knows part i.
     __device__ void finish() {
-      const core::SoftmaxState own = state_at(row_of_part_, in_group_);
+      const core::SoftmaxState own = parts_.state_at(row_of_part_, in_group_);
       core::SoftmaxState state;
       float4 acc[kVectors] = {};
       float add = 0.0F;
@@ -472,7 +455,7 @@ class TileMerge {
         for (int j = 0; j < kBatch; ++j) {
           const std::int32_t row = of_part(row_of_part_, first + j);
 #pragma unroll
-          for (int v = 0; v < kVectors; ++v) loaded[j][v] = columns_at(row, column(v));
+          for (int v = 0; v < kVectors; ++v) loaded[j][v] = parts_.columns_at(row, column(v));
         }
         if (first == 0) {
           state.max = own.max;
@@ -490,14 +473,14 @@ class TileMerge {
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
           const float add_j = of_part(add, first + j);
-          if (first + j >= parts_) continue;
+          if (first + j >= parts_.count) continue;
 #pragma unroll
           for (int v = 0; v < kVectors; ++v) add_scaled(acc[v], add_j, loaded[j][v]);
         }
         first += kBatch;
-        if (first >= parts_) break;
+        if (first >= parts_.count) break;
       }
-      merge_.write(out_, state, column(0), acc);
+      parts_.merge.write(out_, state, column(0), acc);
     }
 
    private:
@@ -512,9 +495,10 @@ class TileMerge {
     // What the lane says that knows the part.
     template <class X>
     __device__ X of_part(X x, int part) const {
-      return __shfl_sync(kAllLanes, x, merge_.lane_ - in_group_ + part);
+      return __shfl_sync(kAllLanes, x, parts_.merge.lane_ - in_group_ + part);
     }
 
+    const Parts& parts_;
     const std::int32_t in_group_;
     RowOut out_;
     std::int32_t row_of_part_ = 0;
