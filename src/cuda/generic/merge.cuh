@@ -250,12 +250,12 @@ class TileMerge {
 
   // What both kinds of tiles need. Who rehearses has no parts, and reads shared memory.
   struct Parts {
-    __device__ Parts(const TileMerge& merge, const CutPiece& piece, int list, bool rehearses)
-        : merge(merge),
-          piece(piece),
-          count(rehearses ? 0 : piece.parts),
-          rehearses(rehearses),
-          shares_(merge.part_shares_ + list * kMostParts) {
+    __device__ Parts(const TileMerge& owner, const CutPiece& cut, int list, bool rehearsal)
+        : merge(owner),
+          piece(cut),
+          count(rehearsal ? 0 : cut.parts),
+          rehearses(rehearsal),
+          shares_(owner.part_shares_ + list * kMostParts) {
       const detail::PlanTables& tables = merge.params_.schedule.tables;
       acc_ = rehearses ? reinterpret_cast<const float*>(merge.part_shares_) : tables.partial_acc;
       states_ = rehearses ? reinterpret_cast<const core::SoftmaxState*>(merge.part_shares_)
