@@ -1,9 +1,11 @@
 // The planner on the device: the same arithmetic as plan_on_host, by one thread block. Lengths are
 // in device memory, where nobody could check them: here they are made safe for all later kernels.
-// It is a chain of latencies, so each thread has neighbouring sequences, what it finds of them goes
-// on in registers, and the sequence that a share starts in is searched for in shared memory.
+// It is a chain of latencies, one instruction behind the other: so sequences and shares have a
+// thread each, what is looked at again stays in shared memory, and plans of decode have code of
+// their own, made of the same source, without what they cannot need.
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "cuda/dependent_launch.cuh"
 #include "cuda/device.h"
@@ -18,7 +20,6 @@ namespace {
 
 constexpr int kMostThreads = 1024;
 constexpr int kWarp = 32;
-constexpr int kMostWarps = kMostThreads / kWarp;
 constexpr std::uint32_t kAllLanes = 0xffffffffU;
 
 // Lengths as they come, or made safe.
@@ -44,24 +45,21 @@ struct Sums {
   std::int32_t slots[kClasses] = {};
 };
 
-// Starts that are kept in shared memory, of all classes together.
+// What is kept in shared memory, of all classes together: starts, and costs before sequences, or
+// before every `each`-th of them.
 constexpr int kKeptStarts = 1024;
+constexpr int kKeptCosts = 2048;
 
 template <int kClasses>
 struct Shared {
+  static constexpr int kKept = kKeptCosts / kClasses;
   plan::WorkStart starts[kKeptStarts];
-  std::int64_t warp_cost[kClasses][kMostWarps];
-  std::int32_t warp_slots[kClasses][kMostWarps];
-  std::int32_t warp_highest[kMostWarps];
-  std::int64_t cost_before[kClasses][kMostThreads];  // each thread's first sequence
-  std::int64_t cost[kClasses];                       // of all sequences
-};
-
-// Sequences [first, last) of a thread; every thread but the last ones has `each`.
-struct Own {
-  std::int32_t each;
-  std::int32_t first;
-  std::int32_t last;
+  std::int64_t cost_before[kClasses][kKept];
+  std::int32_t query_len[kKept];  // these two if all sequences are kept
+  std::int32_t seq_len[kKept];
+  // Each warp's sequences of a round, and of the round before.
+  std::int64_t warp_cost[2][kClasses][kWarp];
+  std::int32_t warp_slots[2][kClasses][kWarp];
 };
 
 template <class T>
@@ -75,232 +73,258 @@ __device__ T sum_up_to_lane(T x) {
   return x;
 }
 
+// Of numbers that each warp left: the sum of all, and of those of the warps before this one.
+template <class T>
+struct SumOfWarps {
+  T before;
+  T all;
+
+  __device__ explicit SumOfWarps(const T* of_warps) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    const T own = lane < static_cast<int>(blockDim.x) / kWarp ? of_warps[lane] : 0;
+    const T up_to = sum_up_to_lane(own);
+    all = __shfl_sync(kAllLanes, up_to, kWarp - 1);
+    before = __shfl_sync(kAllLanes, up_to - own, warp);
+  }
+};
+
 // The lengths into the tables: query_start_loc starts at 0, never falls and ends within max_tokens;
-// seq_lens are within 0 and max_seq_len. For the batches that need it.
+// seq_lens are within 0 and max_seq_len. For the batches that need it, by the first warp.
 __device__ __noinline__ void make_safe(const Lengths& from, const detail::PlanTables& tables,
-                                       Own own, std::int32_t* warp_highest) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  std::int32_t highest = 0;
-  for (std::int32_t s = own.first; s < own.last; ++s) {
-    const std::int32_t start = from.query_start_loc[(s + 1) * from.query_start_loc_stride];
-    highest = max(highest, min(start, tables.max_tokens));
-    tables.query_start_loc[s + 1] = highest;
+                                       std::int32_t num_seqs) {
+  const auto lane = static_cast<std::int32_t>(threadIdx.x);
+  std::int32_t highest = 0;  // of all before
+  for (std::int32_t first = 0; first < num_seqs; first += kWarp) {
+    const std::int32_t s = first + lane;
+    std::int32_t end = highest;
+    if (s < num_seqs) {
+      end = max(
+          end, min(from.query_start_loc[(s + 1) * from.query_start_loc_stride], tables.max_tokens));
+    }
+    for (int step = 1; step < kWarp; step *= 2) {
+      end = max(end, __shfl_up_sync(kAllLanes, end, step));
+    }
+    if (s < num_seqs) tables.query_start_loc[s + 1] = end;
+    highest = __shfl_sync(kAllLanes, end, kWarp - 1);
   }
-  for (int step = 1; step < kWarp; step *= 2) {
-    const std::int32_t below = __shfl_up_sync(kAllLanes, highest, step);
-    if (lane >= step) highest = max(highest, below);
-  }
-  if (lane == kWarp - 1) warp_highest[warp] = highest;
-  std::int32_t before = __shfl_up_sync(kAllLanes, highest, 1);
-  if (lane == 0) before = 0;
-  __syncthreads();
-  for (int w = 0; w < warp; ++w) before = max(before, warp_highest[w]);
-  for (std::int32_t s = own.first; s < own.last; ++s) {
-    if (tables.query_start_loc[s + 1] >= before) break;
-    tables.query_start_loc[s + 1] = before;
-  }
-  __syncthreads();
 }
 
-// What the thread's sequences sum up to; the lengths go into the tables, and there each sequence
-// but the thread's first finds the sums of those before it. `sane`: the lengths were safe.
-template <int kClasses>
-__device__ Sums<kClasses> sum_own(const plan::ScheduleView& view, const Lengths& from, Own own,
-                                  bool& sane) {
+// Costs before sequences and the tables of lengths, a thread a sequence, in rounds. Returns what
+// all sequences cost; false in `usable`, and nothing, if some lengths are not safe or some sequence
+// has more than most_rows rows a head.
+template <bool kDecode, int kClasses>
+__device__ __forceinline__ Sums<kClasses> sum_sequences(const plan::ScheduleView& view,
+                                                        const Lengths& from, std::int32_t most_rows,
+                                                        std::int32_t each, Shared<kClasses>& shared,
+                                                        bool& usable) {
   const detail::PlanTables& tables = view.tables;
-  Sums<kClasses> sums;
-  sane = true;
-  std::int32_t start = own.first == 0 || own.first == own.last
-                           ? 0
-                           : from.query_start_loc[own.first * from.query_start_loc_stride];
-#pragma unroll 1
-  for (std::int32_t s = own.first; s < own.last; ++s) {
-    const std::int32_t next = from.query_start_loc[(s + 1) * from.query_start_loc_stride];
-    const std::int32_t seq_len =
-        min(max(from.seq_lens[s * from.seq_lens_stride], 0), tables.max_seq_len);
-    sane = sane && start >= 0 && start <= next && next <= tables.max_tokens;
-    tables.query_start_loc[s + 1] = next;
-    tables.seq_lens[s] = seq_len;
-    const plan::SeqWork work =
-        plan::seq_work(view, plan::seq_mask(view, s, sane ? next - start : 0, seq_len));
-    start = next;
-#pragma unroll
-    for (int c = 0; c < kClasses; ++c) {
-      if (s > own.first && c < view.limits.num_classes) tables.cost_before[c][s] = sums.cost[c];
-      if (c != work.tile_class) continue;
-      if (tables.slot_before != nullptr) tables.slot_before[s] = sums.slots[c];
-      sums.cost[c] += work.cost;
-      sums.slots[c] += work.slots;
-    }
-  }
-  return sums;
-}
-
-// Adds the sums before the thread to what sum_own left.
-template <int kClasses>
-__device__ void add_before(const plan::ScheduleView& view, Own own, const Sums<kClasses>& before) {
-  const detail::PlanTables& tables = view.tables;
-#pragma unroll
-  for (int c = 0; c < kClasses; ++c) {
-    if (c >= view.limits.num_classes) break;
-    if (own.first < own.last) tables.cost_before[c][own.first] = before.cost[c];
-#pragma unroll 4
-    for (std::int32_t s = own.first + 1; s < own.last; ++s) {
-      tables.cost_before[c][s] += before.cost[c];
-    }
-  }
-  if (tables.slot_before == nullptr) return;
-#pragma unroll 1
-  for (std::int32_t s = own.first; s < own.last; ++s) {
-    const std::int32_t start = s == 0 ? 0 : tables.query_start_loc[s];
-    const plan::SeqTiles tiles = plan::seq_tiles(view, tables.query_start_loc[s + 1] - start);
-    std::int32_t base = 0;
-#pragma unroll
-    for (int c = 0; c < kClasses; ++c) {
-      if (c == tiles.tile_class) base = tables.first_slot[c] + before.slots[c];
-    }
-    tables.slot_before[s] += base;
-  }
-}
-
-// Sums of all threads before this one; those of all go into the shared memory and the tables.
-template <int kClasses>
-__device__ Sums<kClasses> sums_before(const plan::ScheduleView& view, const Sums<kClasses>& own,
-                                      Shared<kClasses>& shared) {
-  const auto thread = static_cast<int>(threadIdx.x);
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
   const int lane = thread % kWarp;
   const int warp = thread / kWarp;
-  const bool has_slots = view.tables.slot_before != nullptr;
-  Sums<kClasses> before;
-#pragma unroll
-  for (int c = 0; c < kClasses; ++c) {
-    const std::int64_t cost = sum_up_to_lane(own.cost[c]);
-    const std::int32_t slots = has_slots ? sum_up_to_lane(own.slots[c]) : 0;
-    if (lane == kWarp - 1) {
-      shared.warp_cost[c][warp] = cost;
-      shared.warp_slots[c][warp] = slots;
+  const bool has_slots = tables.slot_before != nullptr;
+  Sums<kClasses> before;  // of the rounds before
+  int round = 0;
+  usable = true;
+#pragma unroll 1
+  for (std::int32_t first = 0; first < view.num_seqs; first += blockDim.x, round ^= 1) {
+    const std::int32_t s = first + thread;
+    const bool mine = s < view.num_seqs;
+    plan::SeqWork work;
+    if (mine) {
+      const std::int32_t start = s == 0 ? 0 : from.query_start_loc[s * from.query_start_loc_stride];
+      const std::int32_t next = from.query_start_loc[(s + 1) * from.query_start_loc_stride];
+      const std::int32_t seq_len =
+          min(max(from.seq_lens[s * from.seq_lens_stride], 0), tables.max_seq_len);
+      const bool safe = start >= 0 && start <= next && next <= tables.max_tokens;
+      const std::int32_t query_len = safe ? next - start : 0;
+      usable = safe && query_len * view.group <= most_rows;
+      tables.query_start_loc[s + 1] = next;
+      tables.seq_lens[s] = seq_len;
+      if (each == 1) {
+        shared.query_len[s] = query_len;
+        shared.seq_len[s] = seq_len;
+      }
+      work = plan::seq_work<kDecode>(view, plan::seq_mask(view, s, query_len, seq_len));
     }
-    before.cost[c] = cost - own.cost[c];
-    before.slots[c] = slots - own.slots[c];
-  }
-  __syncthreads();
+    Sums<kClasses> up_to;
 #pragma unroll
-  for (int c = 0; c < kClasses; ++c) {
-#pragma unroll 4
-    for (int w = 0; w < warp; ++w) {
-      before.cost[c] += shared.warp_cost[c][w];
-      before.slots[c] += shared.warp_slots[c][w];
+    for (int c = 0; c < kClasses; ++c) {
+      up_to.cost[c] = sum_up_to_lane(c == work.tile_class ? work.cost : 0);
+      if (has_slots) up_to.slots[c] = sum_up_to_lane(c == work.tile_class ? work.slots : 0);
+      if (lane == kWarp - 1) {
+        shared.warp_cost[round][c][warp] = up_to.cost[c];
+        if (has_slots) shared.warp_slots[round][c][warp] = up_to.slots[c];
+      }
     }
-    shared.cost_before[c][thread] = before.cost[c];
-    if (thread == static_cast<int>(blockDim.x) - 1 && c < view.limits.num_classes) {
-      const std::int64_t all = before.cost[c] + own.cost[c];
-      shared.cost[c] = all;
-      view.tables.cost_before[c][view.num_seqs] = all;
+    usable = __syncthreads_and(usable) != 0;
+    if (!usable) break;
+    const std::int32_t kept = each == 1 ? s : plan::divide(s, each);
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+      if (c >= view.limits.num_classes) break;
+      const bool in_class = c == work.tile_class;
+      const SumOfWarps<std::int64_t> of_warps(shared.warp_cost[round][c]);
+      if (mine) {
+        const std::int64_t cost_before =
+            before.cost[c] + of_warps.before + up_to.cost[c] - (in_class ? work.cost : 0);
+        tables.cost_before[c][s] = cost_before;
+        if (kept * each == s) shared.cost_before[c][kept] = cost_before;
+      }
+      before.cost[c] += of_warps.all;
+      if (!has_slots) continue;
+      const SumOfWarps<std::int32_t> slots_of_warps(shared.warp_slots[round][c]);
+      if (mine && in_class) {
+        tables.slot_before[s] = tables.first_slot[c] + before.slots[c] + slots_of_warps.before +
+                                up_to.slots[c] - work.slots;
+      }
+      before.slots[c] += slots_of_warps.all;
     }
   }
   return before;
 }
 
-// As plan::share_start by the tables; a sequence is found among the threads' first ones, then among
-// the thread's own.
-template <int kClasses>
-__device__ plan::WorkStart share_start(const plan::ScheduleView& view, int tile_class,
-                                       std::int32_t index, std::int32_t each,
-                                       const Shared<kClasses>& shared) {
+// As plan::share_start by the tables; `all`: what all sequences of the class cost.
+template <bool kDecode, int kClasses>
+__device__ __forceinline__ plan::Start start_of(const plan::ScheduleView& view, int tile_class,
+                                                std::int32_t index, std::int64_t all,
+                                                std::int32_t each, const Shared<kClasses>& shared) {
   const std::int64_t* before = view.tables.cost_before[tile_class];
-  return plan::share_start(
-      view, tile_class, index, shared.cost[tile_class],
+  const std::int64_t* kept = shared.cost_before[tile_class];
+  return plan::share_start<kDecode>(
+      view, tile_class, index, all,
       [&](std::int64_t cost) {
+        if (each == 1) return plan::last_not_above(kept, view.num_seqs, cost);
         const std::int32_t first =
-            each * plan::last_not_above(shared.cost_before[tile_class],
-                                        static_cast<std::int32_t>(blockDim.x), cost);
+            each * plan::last_not_above(kept, plan::divide(view.num_seqs + each - 1, each), cost);
         return first + plan::last_not_above(before + first, min(each, view.num_seqs - first), cost);
       },
       [&](std::int32_t seq) {
         const auto cost_before = [&](std::int32_t s) {
-          if (each > 1) return before[s];
-          return s < static_cast<std::int32_t>(blockDim.x) ? shared.cost_before[tile_class][s]
-                                                           : shared.cost[tile_class];
+          if (s == view.num_seqs) return all;
+          return each == 1 ? kept[s] : before[s];
         };
         const std::int64_t own = cost_before(seq);
-        return plan::SeqOnLine{seq, plan::seq_mask(view, seq), own, cost_before(seq + 1) - own};
+        const plan::SeqMask mask =
+            each == 1 ? plan::seq_mask(view, seq, shared.query_len[seq], shared.seq_len[seq])
+                      : plan::seq_mask(view, seq);
+        return plan::SeqOnLine{seq, mask, own, cost_before(seq + 1) - own};
       });
 }
 
+// The plan of a batch; false, and no plan, where sum_sequences says so.
+template <bool kDecode, int kClasses>
+__device__ __forceinline__ bool plan_batch(const plan::ScheduleView& view, const Lengths& lengths,
+                                           std::int32_t most_rows, Shared<kClasses>& shared) {
+  const detail::PlanTables& tables = view.tables;
+  const auto threads = static_cast<std::int32_t>(blockDim.x);
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
+  constexpr int kKept = Shared<kClasses>::kKept;
+  const std::int32_t each =
+      view.num_seqs <= kKept ? 1 : plan::divide(view.num_seqs + kKept - 1, kKept);
+  if (thread == 0) tables.query_start_loc[0] = 0;
+  bool usable;
+  const Sums<kClasses> all = sum_sequences<kDecode>(view, lengths, most_rows, each, shared, usable);
+  __syncthreads();
+  if (!usable) return false;
+  // What is left to clear is cleared by the threads that have no share's start to find.
+  std::int32_t num_starts = 0;  // of all classes
+#pragma unroll
+  for (int c = 0; c < kClasses; ++c) {
+    if (c >= view.limits.num_classes) break;
+    num_starts += plan::num_shares(view.limits.classes[c]) + 1;
+    if (thread == 0) tables.cost_before[c][view.num_seqs] = all.cost[c];
+#pragma unroll 1
+    for (std::int32_t w = threads - 1 - thread; w < view.limits.classes[c].workers; w += threads) {
+      tables.arrivals[c][w] = 0;
+      tables.cut_pieces[c][w] = -1;
+    }
+  }
+  // A share's first piece ends where the next share starts: of each round the last start is found
+  // again in the next one.
+#pragma unroll 1
+  for (std::int32_t first = 0; first + 1 < num_starts; first += threads - 1) {
+    const std::int32_t at = first + thread;
+    std::int32_t begin = 0;
+    int c = 0;
+    std::int64_t cost = all.cost[0];
+    std::int32_t shares = plan::num_shares(view.limits.classes[0]);
+#pragma unroll
+    for (int next = 1; next < kClasses; ++next) {
+      if (next >= view.limits.num_classes || at - begin <= shares) break;
+      begin += shares + 1;
+      c = next;
+      cost = all.cost[next];
+      shares = plan::num_shares(view.limits.classes[next]);
+    }
+    plan::Start start;
+    if (at < num_starts) {
+      start = start_of<kDecode>(view, c, at - begin, cost, each, shared);
+      tables.starts[c][at - begin] = start.at;
+      if (at < kKeptStarts && (thread > 0 || first == 0)) shared.starts[at] = start.at;
+    }
+    __syncthreads();
+    if (at - begin < shares && thread < threads - 1) {
+      const plan::WorkStart* starts =
+          num_starts <= kKeptStarts ? shared.starts + begin : loaded(tables.starts[c]);
+      tables.first_pieces[c][at - begin] = plan::first_piece_of(view, c, at - begin, start, starts);
+    }
+  }
+  return true;
+}
+
+// What most steps of a server are: sequences that each have one tile a head, of one class, a causal
+// mask, with a window or not, and a balanced plan. Their plans are made by the same code, from
+// which the compiler takes out what cannot be: how many rows each sequence has is looked at first.
+bool is_decode(const plan::ScheduleView& view) {
+  return view.limits.num_classes == 1 && view.policy == SchedulePolicy::kBalanced &&
+         view.mask.causal && view.mask.chunk_size <= 0 && view.mask.prefix_window <= 0 &&
+         view.causal_per_seq == nullptr && view.mm_ranges == nullptr;
+}
+
+// The view of such a batch. Constants here are constants to the compiler.
+__device__ __forceinline__ plan::ScheduleView decode_view(const plan::ScheduleView& from) {
+  plan::ScheduleView view;
+  view.mask.window = from.mask.window;
+  view.num_kv_heads = from.num_kv_heads;
+  view.group = from.group;
+  view.num_seqs = from.num_seqs;
+  view.limits.num_classes = 1;
+  view.limits.threads = from.limits.threads;
+  view.limits.classes[0] = from.limits.classes[0];
+  view.tables = from.tables;
+  view.tables.slot_before = nullptr;
+  return view;
+}
+
 // kThreads: at most so many; fewer leave each more registers.
-template <int kClasses, int kThreads>
+template <int kClasses, int kThreads, bool kDecode>
 __global__ void __launch_bounds__(kThreads)
     plan_kernel(const __grid_constant__ plan::ScheduleView view,
                 const __grid_constant__ Lengths given) {
   __shared__ Shared<kClasses> shared;
   let_next_kernel_start();
-  const detail::PlanTables& tables = view.tables;
-  const auto threads = static_cast<std::int32_t>(blockDim.x);
-  const auto thread = static_cast<std::int32_t>(threadIdx.x);
-  Own own{};
-  own.each = plan::divide(view.num_seqs + threads - 1, threads);
-  own.first = min(thread * own.each, view.num_seqs);
-  own.last = min(own.first + own.each, view.num_seqs);
   wait_for_earlier_kernels();
-
-  if (thread == 0) tables.query_start_loc[0] = 0;
+  if constexpr (kDecode) {
+    const std::int32_t most_rows = view.limits.classes[0].tile_rows;
+    if (plan_batch<true>(decode_view(view), given, most_rows, shared)) return;
+  }
   Lengths lengths{loaded(given.query_start_loc), given.query_start_loc_stride,
                   loaded(given.seq_lens), given.seq_lens_stride};
-  Sums<kClasses> sums;
 #pragma unroll 1
-  for (bool made_safe = false;; made_safe = true) {
-    bool sane = true;
-    sums = sum_own<kClasses>(view, lengths, own, sane);
-    if (__syncthreads_and(sane || made_safe) != 0) break;
-    make_safe(given, tables, own, shared.warp_highest);
-    lengths = Lengths{loaded(tables.query_start_loc), 1, loaded(tables.seq_lens), 1};
-  }
-  add_before(view, own, sums_before(view, sums, shared));
-#pragma unroll 1
-  for (int c = 0; c < view.limits.num_classes; ++c) {
-#pragma unroll 1
-    for (std::int32_t w = thread; w < view.limits.classes[c].workers; w += threads) {
-      tables.arrivals[c][w] = 0;
-      tables.cut_pieces[c][w] = -1;
-    }
-  }
-  __syncthreads();
-
-  std::int32_t end = 0;  // of the class's starts, counted over all classes
-#pragma unroll 1
-  for (int c = 0; c < view.limits.num_classes; ++c) {
-    const std::int32_t begin = end;
-    end += plan::num_shares(view.limits.classes[c]) + 1;
-    std::int32_t index = thread;
-    if (index < begin) index += plan::divide(begin - index + threads - 1, threads) * threads;
-#pragma unroll 1
-    for (; index < end; index += threads) {
-      const plan::WorkStart start = share_start(view, c, index - begin, own.each, shared);
-      tables.starts[c][index - begin] = start;
-      if (index < kKeptStarts) shared.starts[index] = start;
-    }
-  }
-  __syncthreads();
-  std::int32_t begin = 0;
-#pragma unroll 1
-  for (int c = 0; c < view.limits.num_classes; ++c) {
-    const std::int32_t shares = plan::num_shares(view.limits.classes[c]);
-    const plan::WorkStart* starts =
-        end <= kKeptStarts ? shared.starts + begin : loaded(tables.starts[c]);
-    begin += shares + 1;
-#pragma unroll 1
-    for (std::int32_t share = thread; share < shares; share += threads) {
-      tables.first_pieces[c][share] = plan::first_piece_of(view, c, share, starts);
-    }
+  while (!plan_batch<false>(view, lengths, std::numeric_limits<std::int32_t>::max(), shared)) {
+    if (threadIdx.x < kWarp) make_safe(given, view.tables, view.num_seqs);
+    __syncthreads();
+    lengths.query_start_loc = loaded(view.tables.query_start_loc);
+    lengths.query_start_loc_stride = 1;
   }
 }
 
-template <int kClasses>
+template <int kClasses, bool kDecode>
 void launch(const plan::ScheduleView& view, const Lengths& given, std::int64_t threads,
             const Gpu& gpu, cudaStream_t stream) {
-  const auto kernel = threads <= kMostThreads / 2 ? plan_kernel<kClasses, kMostThreads / 2>
-                                                  : plan_kernel<kClasses, kMostThreads>;
+  const auto kernel = threads <= kMostThreads / 2 ? plan_kernel<kClasses, kMostThreads / 2, kDecode>
+                                                  : plan_kernel<kClasses, kMostThreads, kDecode>;
   launch_early(gpu, "plan", kernel, {1, static_cast<unsigned>(threads)}, stream, view, given);
 }
 
@@ -321,11 +345,10 @@ void plan_on_device(const PlanKey& key, const ScheduleLimits& limits, const Batc
   items = std::max(items, shares);
   const std::int64_t threads =
       std::min<std::int64_t>((items + kWarp - 1) / kWarp * kWarp, kMostThreads);
-  if (limits.num_classes == 1) {
-    launch<1>(view, given, threads, gpu, stream);
-  } else {
-    launch<kMaxTileClasses>(view, given, threads, gpu, stream);
-  }
+  const auto plan = limits.num_classes > 1 ? launch<kMaxTileClasses, false>
+                    : is_decode(view)      ? launch<1, true>
+                                           : launch<1, false>;
+  plan(view, given, threads, gpu, stream);
 }
 
 }  // namespace diffkv::cuda

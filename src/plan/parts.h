@@ -59,7 +59,7 @@ DIFFKV_HD void for_each_cut_tile(const ScheduleView& view, std::int32_t tile_cla
   const SeqMask seq = seq_mask(view, stop.seq);
   const SeqTiles tiles = seq_tiles(view, seq.query_len);
   if (stop.tile >= tiles.tiles_per_head * lane.head_groups) return;
-  Piece piece = piece_at(view, lane, seq, tiles, stop);
+  Piece piece = piece_of_tile(lane, tiles, stop, tile_at(view, seq, tiles, stop.tile));
   piece.end_block = stop.block;
   // A mask that changed after planning may have left the tile whole.
   if (stop.block >= piece.tile.num_blocks) return;

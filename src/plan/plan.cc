@@ -120,11 +120,13 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
     }
   }
   for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    for (std::int32_t share = 0; share <= num_shares(limits.classes[c]); ++share) {
-      tables.starts[c][share] = share_start(view, c, share);
-    }
+    Start start = share_start(view, c, 0);
+    tables.starts[c][0] = start.at;
     for (std::int32_t share = 0; share < num_shares(limits.classes[c]); ++share) {
-      tables.first_pieces[c][share] = first_piece_of(view, c, share, tables.starts[c]);
+      const Start next = share_start(view, c, share + 1);
+      tables.starts[c][share + 1] = next.at;
+      tables.first_pieces[c][share] = first_piece_of(view, c, share, start, tables.starts[c]);
+      start = next;
     }
     std::fill_n(tables.arrivals[c], limits.classes[c].workers, 0);
     std::fill_n(tables.cut_pieces[c], limits.classes[c].workers, -1);

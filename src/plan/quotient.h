@@ -21,6 +21,7 @@ DIFFKV_HD inline std::int32_t divide(std::int32_t a, std::int32_t b) {
 // a / b; most numbers here are small, and GPUs divide those several times faster.
 DIFFKV_HD inline std::int64_t quotient(std::int64_t a, std::int64_t b) {
   if (a < b) return 0;
+  if (b == 1) return a;
   if (((a | b) >> 32) == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
   return a / b;
 }

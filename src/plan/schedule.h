@@ -307,13 +307,13 @@ DIFFKV_HD inline std::int32_t slot_of(const ScheduleView& view, std::int32_t til
   return view.tables.first_slot[tile_class] + 2 * worker + (piece.first() ? 1 : 0);
 }
 
-// The whole tile that a place of a lane's line is in.
-DIFFKV_HD inline Piece piece_at(const ScheduleView& view, const Lane& lane, const SeqMask& seq,
-                                const SeqTiles& tiles, const WorkStart& at) {
+// The whole of a tile that a place of a lane's line is in; `tile` is the first lane's.
+DIFFKV_HD inline Piece piece_of_tile(const Lane& lane, const SeqTiles& tiles, const WorkStart& at,
+                                     const Tile& tile) {
   Piece piece;
   piece.seq = at.seq;
   piece.line_index = at.tile;
-  piece.tile = tile_at(view, seq, tiles, at.tile);
+  piece.tile = tile;
   const std::int32_t in_lane = piece.tile.head_group;
   piece.tile.head_group = lane.head_group(in_lane);
   piece.tile.kv_head = piece.tile.head_group * piece.tile.num_heads;

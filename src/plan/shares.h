@@ -1,5 +1,5 @@
-// Where the shares of a class's line of work start: the arithmetic of the planners, host and
-// device.
+// Where the shares of a class's line of work start, and their first pieces: the arithmetic of the
+// planners, host and device.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "diffkv/plan.h"
 #include "plan/quotient.h"
 #include "plan/schedule.h"
+#include "plan/walk.h"
 
 namespace diffkv::plan {
 
@@ -44,8 +45,21 @@ DIFFKV_HD_APART inline std::int64_t floor_sum(std::int64_t count, std::int64_t d
   return sum;
 }
 
+// kOneTile, here and below: every sequence is known to have one tile a head at most, of the first
+// class, and a causal mask, with a window or not.
+template <bool kOneTile>
+DIFFKV_HD SeqTiles tiles_of(const ScheduleView& view, std::int32_t query_len) {
+  if constexpr (!kOneTile) return seq_tiles(view, query_len);
+  SeqTiles tiles;
+  tiles.rows = query_len * view.group;
+  tiles.tiles_per_head = tiles.rows > 0 ? 1 : 0;
+  tiles.head_groups = divide(view.num_kv_heads, view.limits.classes[0].tile_heads);
+  return tiles;
+}
+
 // Costs along one KV head of a sequence, or as many as a tile of its class spans. What most
 // sequences need is short; the rest is apart.
+template <bool kOneTile>
 class HeadCost {
  public:
   DIFFKV_HD HeadCost(const ScheduleView& view, const SeqMask& seq, const SeqTiles& tiles)
@@ -60,11 +74,13 @@ class HeadCost {
   // Of its tiles [0, index).
   DIFFKV_HD std::int64_t before(std::int32_t index) const {
     if (index == 0) return 0;
+    if constexpr (kOneTile) return single_cost();
     return single_ ? single_cost() : sum_before(view_, seq_, tiles_, closed_, index);
   }
 
   // The tile that the unit of cost `at` is in: the last with before(tile) <= at.
   DIFFKV_HD std::int32_t tile_at_cost(std::int64_t at) const {
+    if constexpr (kOneTile) return 0;
     return tiles_.tiles_per_head <= 1 ? 0 : search(view_, seq_, tiles_, closed_, at);
   }
 
@@ -140,11 +156,12 @@ struct SeqWork {
   std::int64_t cost = 0;   // of all its tiles
 };
 
-DIFFKV_HD inline SeqWork seq_work(const ScheduleView& view, const SeqMask& seq) {
-  const SeqTiles tiles = seq_tiles(view, seq.query_len);
+template <bool kOneTile = false>
+DIFFKV_HD SeqWork seq_work(const ScheduleView& view, const SeqMask& seq) {
+  const SeqTiles tiles = tiles_of<kOneTile>(view, seq.query_len);
   SeqWork work;
   work.tile_class = tiles.tile_class;
-  work.cost = tiles.head_groups * HeadCost(view, seq, tiles).before(tiles.tiles_per_head);
+  work.cost = tiles.head_groups * HeadCost<kOneTile>(view, seq, tiles).before(tiles.tiles_per_head);
   if (view.policy == SchedulePolicy::kBatchInvariant) {
     const InvariantCut cut = invariant_cut(view, tiles, seq);
     if (cut.ranges > 1) work.slots = cut.slots_per_tile * tiles.count();
@@ -194,52 +211,43 @@ struct SeqOnLine {
   std::int64_t cost = 0;    // its own
 };
 
-// Where the share that starts `target` units of cost into a line starts, which is in that sequence.
-DIFFKV_HD inline WorkStart start_in(const ScheduleView& view, std::int32_t tile_class,
-                                    const SeqOnLine& place, std::int64_t target,
-                                    std::int64_t share) {
-  const TileClass& cls = view.limits.classes[tile_class];
-  const SeqMask& seq = place.mask;
-  const SeqTiles tiles = seq_tiles(view, seq.query_len);
-  const std::int64_t per_head = quotient(place.cost, tiles.head_groups);
-  std::int64_t rest = target - quotient(place.before, cls.head_lanes);
-  const std::int32_t head = static_cast<std::int32_t>(quotient(rest, per_head));
-  rest -= head * per_head;
-  const HeadCost costs(view, seq, tiles);
-  const std::int32_t index = costs.tile_at_cost(rest);
-  rest -= costs.before(index);
-  WorkStart at{place.seq, head * tiles.tiles_per_head + index, 0};
-  const Tile tile = tile_at(view, seq, tiles, at.tile);
-  const InvariantCut cut = invariant_cut(view, tiles, seq);
+// Where a share starts, and the tile that it starts in, of the first lane; of seq = num_seqs only
+// `at` says something.
+struct Start {
+  WorkStart at;
+  SeqMask mask;  // of the sequence
+  SeqTiles tiles;
+  Tile tile;
+};
+
+// The virtual block of a tile that a share starts with whose start is `rest` units of cost into the
+// tile; num_blocks, if it starts behind the tile. Only a tile that starts with it is empty.
+DIFFKV_HD inline std::int32_t first_block(const ScheduleView& view, const Start& in,
+                                          std::int64_t rest, std::int64_t share) {
+  const TileClass& cls = view.limits.classes[in.tiles.tile_class];
+  const Tile& tile = in.tile;
+  const std::int64_t cost = tile_cost(cls, tile);
   const bool invariant = view.policy == SchedulePolicy::kBatchInvariant;
+  const InvariantCut cut = invariant_cut(view, in.tiles, in.mask);
   // For a piece of a cut tile: fewer than least_cut, and less than half of a share.
   const auto too_few = [&](std::int64_t blocks) {
     return blocks < cls.least_cut && 2 * blocks * cls.block_cost < share;
   };
-  const bool may_cut = tile_cost(cls, tile) * cls.uncut_per_share > share &&
+  const bool may_cut = cost * cls.uncut_per_share > share &&
                        (invariant ? cut.ranges > 1 : !too_few(tile.num_blocks / 2));
-  if (!may_cut) {
-    at.block = 2 * rest >= tile_cost(cls, tile) ? tile.num_blocks : 0;
-  } else {
-    const std::int64_t past = rest - cls.tile_cost;
-    at.block = past <= 0
-                   ? 0
-                   : static_cast<std::int32_t>(quotient(past + cls.block_cost / 2, cls.block_cost));
-    if (invariant && at.block > 0 && at.block < tile.num_blocks) {
-      const std::int32_t range = tile.block_at(at.block) / cut.blocks_per_range;
-      const std::int32_t below = tile.blocks_below(range * cut.blocks_per_range);
-      const std::int32_t above = invariant_piece_end(cut, tile, at.block);
-      at.block = at.block - below < above - at.block ? below : above;
-    }
-    if (!invariant && too_few(at.block)) at.block = 0;
-    if (!invariant && too_few(tile.num_blocks - at.block)) at.block = tile.num_blocks;
+  if (!may_cut) return 2 * rest >= cost ? tile.num_blocks : 0;
+  const std::int64_t past = rest - cls.tile_cost;
+  if (past <= 0) return 0;
+  auto block = static_cast<std::int32_t>(quotient(past + cls.block_cost / 2, cls.block_cost));
+  if (invariant) {
+    if (block == 0 || block >= tile.num_blocks) return block;
+    const std::int32_t range = tile.block_at(block) / cut.blocks_per_range;
+    const std::int32_t below = tile.blocks_below(range * cut.blocks_per_range);
+    const std::int32_t above = invariant_piece_end(cut, tile, block);
+    return block - below < above - block ? below : above;
   }
-  if (at.block >= tile.num_blocks && (at.block > 0 || 2 * rest >= tile_cost(cls, tile))) {
-    at = WorkStart{at.seq, at.tile + 1, 0};
-    const std::int32_t in_line = tiles.count() / cls.head_lanes;
-    if (at.tile == in_line) at = WorkStart{at.seq + 1, 0, 0};
-  }
-  return at;
+  if (too_few(block)) block = 0;
+  return too_few(tile.num_blocks - block) ? tile.num_blocks : block;
 }
 
 // The last of sums [0, count), the first of which is not above `value`, that is not above it; of
@@ -257,26 +265,49 @@ DIFFKV_HD inline std::int32_t last_not_above(const std::int64_t* sums, std::int3
 // Where a line's share starts. `all` is the cost of all lines; seq_at(cost) is the sequence that a
 // unit of it is in, on_line(seq) what SeqOnLine says of one. A start is never in a sequence without
 // work: whoever looks for the share's first piece would have to walk over it.
-template <class SeqAt, class OnLine>
-DIFFKV_HD WorkStart share_start(const ScheduleView& view, std::int32_t tile_class,
-                                std::int32_t index, std::int64_t all, SeqAt&& seq_at,
-                                OnLine&& on_line) {
+template <bool kOneTile = false, class SeqAt, class OnLine>
+DIFFKV_HD Start share_start(const ScheduleView& view, std::int32_t tile_class, std::int32_t index,
+                            std::int64_t all, SeqAt&& seq_at, OnLine&& on_line) {
   const TileClass& cls = view.limits.classes[tile_class];
   const LineCuts cuts(view.limits, cls, all);
   const std::int64_t target = cuts.target(index);
-  if (target * cls.head_lanes >= all) return WorkStart{view.num_seqs, 0, 0};
-  const SeqOnLine place = on_line(seq_at(target * cls.head_lanes));
-  WorkStart at = start_in(view, tile_class, place, target, cuts.share);
-  if (at.seq > place.seq) {
+  Start start;
+  WorkStart& at = start.at;
+  at.seq = target * cls.head_lanes < all ? seq_at(target * cls.head_lanes) : view.num_seqs;
+  std::int64_t rest = -1;  // of the target in its tile, once that is found
+  while (at.seq < view.num_seqs) {
+    const SeqOnLine place = on_line(at.seq);
+    const bool found = rest >= 0;
+    start.mask = place.mask;
+    start.tiles = tiles_of<kOneTile>(view, place.mask.query_len);
+    if (!found) {
+      rest = target - quotient(place.before, cls.head_lanes);
+      const std::int64_t per_head = quotient(place.cost, start.tiles.head_groups);
+      const auto head = static_cast<std::int32_t>(quotient(rest, per_head));
+      rest -= head * per_head;
+      const HeadCost<kOneTile> costs(view, start.mask, start.tiles);
+      const std::int32_t in_head = costs.tile_at_cost(rest);
+      rest -= costs.before(in_head);
+      at.tile = head * start.tiles.tiles_per_head + in_head;
+    }
+    start.tile = tile_at(view, start.mask, start.tiles, at.tile);
+    if (found) break;
+    at.block = first_block(view, start, rest, cuts.share);
+    if (at.block < start.tile.num_blocks) break;
+    at.block = 0;
+    if (start.tile.num_blocks == 0 && 2 * rest < cls.tile_cost) break;
+    // The share starts with the next tile, of this sequence or of the next one that has work.
+    if (++at.tile < divide(start.tiles.count(), cls.head_lanes)) continue;
+    at.tile = 0;
     const std::int64_t after = place.before + place.cost;
     at.seq = after < all ? seq_at(after) : view.num_seqs;
   }
-  return at;
+  return start;
 }
 
 // The same by the tables, once cost_before is filled.
-DIFFKV_HD inline WorkStart share_start(const ScheduleView& view, std::int32_t tile_class,
-                                       std::int32_t index) {
+DIFFKV_HD inline Start share_start(const ScheduleView& view, std::int32_t tile_class,
+                                   std::int32_t index) {
   const std::int64_t* before = view.tables.cost_before[tile_class];
   return share_start(
       view, tile_class, index, before[view.num_seqs],
@@ -284,6 +315,56 @@ DIFFKV_HD inline WorkStart share_start(const ScheduleView& view, std::int32_t ti
       [&](std::int32_t seq) {
         return SeqOnLine{seq, seq_mask(view, seq), before[seq], before[seq + 1] - before[seq]};
       });
+}
+
+// The share that a tile starts in, which `share` starts inside.
+DIFFKV_HD inline std::int32_t first_share_of(const WorkStart* starts, std::int32_t share) {
+  const WorkStart tile = starts[share];
+  std::int32_t low = 0;  // the last share that does not start inside
+  while (share - low > 1) {
+    const std::int32_t middle = low + (share - low) / 2;
+    (starts_inside(starts[middle], tile) ? share : low) = middle;
+  }
+  return low;
+}
+
+// What FirstPiece says of a share; `starts` are the class's.
+DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
+                                                   std::int32_t tile_class, std::int32_t share,
+                                                   const Start& start, const WorkStart* starts) {
+  detail::FirstPiece first;
+  const WorkStart& at = start.at;
+  const WorkStart stop = starts[share + 1];
+  if (at.seq >= view.num_seqs || !before(at, stop)) return first;
+  Lane lane;
+  lane.lanes = view.limits.classes[tile_class].head_lanes;
+  lane.share = share;
+  Piece piece = piece_of_tile(lane, start.tiles, at, start.tile);
+  if (!cut_piece(view, tile_class, lane.worker(share), start.mask, start.tiles, at, stop, piece)) {
+    return first;
+  }
+  const Tile& tile = start.tile;
+  first.seq = at.seq;
+  first.line_index = at.tile;
+  first.tiles_per_head = start.tiles.tiles_per_head;
+  first.head_group = tile.head_group;
+  first.first_row = tile.first_row;
+  first.num_rows = tile.num_rows;
+  first.prefix_end = tile.keys.prefix_end;
+  first.begin = tile.keys.begin;
+  first.end = tile.keys.end;
+  first.prefix_blocks = tile.prefix_blocks;
+  first.first_block = tile.first_block;
+  first.num_blocks = tile.num_blocks;
+  first.begin_block = piece.begin_block;
+  first.end_block = piece.end_block;
+  first.slot = piece.slot;
+  first.slot_step =
+      view.policy == SchedulePolicy::kBatchInvariant
+          ? start.tiles.tiles_per_head * invariant_cut(view, start.tiles, start.mask).slots_per_tile
+          : 2;
+  first.first_share = at.block > 0 && share > 0 ? first_share_of(starts, share) : share;
+  return first;
 }
 
 }  // namespace diffkv::plan

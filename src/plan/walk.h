@@ -9,6 +9,24 @@
 
 namespace diffkv::plan {
 
+// Makes a whole tile, whose line is at `at`, the piece of it that a worker has whose share ends at
+// `stop`; false if that is nothing.
+DIFFKV_HD inline bool cut_piece(const ScheduleView& view, std::int32_t tile_class,
+                                std::int32_t worker, const SeqMask& seq, const SeqTiles& tiles,
+                                const WorkStart& at, const WorkStart& stop, Piece& piece) {
+  piece.begin_block = at.block;
+  if (same_tile(at, stop) && stop.block < piece.tile.num_blocks) piece.end_block = stop.block;
+  // Only a mask that changed after planning makes a share start past its tile.
+  if (at.block > 0 && at.block >= piece.end_block) return false;
+  const InvariantCut cut = invariant_cut(view, tiles, seq);
+  if (view.policy == SchedulePolicy::kBatchInvariant && piece.tile.num_blocks > 0) {
+    const std::int32_t end = invariant_piece_end(cut, piece.tile, piece.begin_block);
+    if (end < piece.end_block) piece.end_block = end;
+  }
+  piece.slot = slot_of(view, tile_class, worker, cut, piece);
+  return true;
+}
+
 // The first piece of a worker's share, which ends at `stop`, at or after `at`; false if there is
 // none.
 DIFFKV_HD inline bool find_piece(const ScheduleView& view, std::int32_t tile_class,
@@ -21,17 +39,8 @@ DIFFKV_HD inline bool find_piece(const ScheduleView& view, std::int32_t tile_cla
     const std::int32_t num_tiles =
         tiles.tile_class == tile_class ? tiles.tiles_per_head * lane.head_groups : 0;
     for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
-      piece = piece_at(view, lane, seq, tiles, at);
-      piece.begin_block = at.block;
-      if (same_tile(at, stop) && stop.block < piece.tile.num_blocks) piece.end_block = stop.block;
-      // Only a mask that changed after planning makes a share start past its tile.
-      if (at.block > 0 && at.block >= piece.end_block) continue;
-      const InvariantCut cut = invariant_cut(view, tiles, seq);
-      if (view.policy == SchedulePolicy::kBatchInvariant && piece.tile.num_blocks > 0) {
-        const std::int32_t end = invariant_piece_end(cut, piece.tile, piece.begin_block);
-        if (end < piece.end_block) piece.end_block = end;
-      }
-      piece.slot = slot_of(view, tile_class, worker, cut, piece);
+      piece = piece_of_tile(lane, tiles, at, tile_at(view, seq, tiles, at.tile));
+      if (!cut_piece(view, tile_class, worker, seq, tiles, at, stop, piece)) continue;
       piece.first_share = lane.share;
       return true;
     }
@@ -43,51 +52,6 @@ DIFFKV_HD inline bool find_piece(const ScheduleView& view, std::int32_t tile_cla
 DIFFKV_HD inline WorkStart after(const Piece& piece) {
   if (piece.last()) return WorkStart{piece.seq, piece.line_index + 1, 0};
   return WorkStart{piece.seq, piece.line_index, piece.end_block};
-}
-
-// The share that a tile starts in, which `share` starts inside.
-DIFFKV_HD inline std::int32_t first_share_of(const WorkStart* starts, std::int32_t share) {
-  const WorkStart tile = starts[share];
-  std::int32_t low = 0;  // the last share that does not start inside
-  while (share - low > 1) {
-    const std::int32_t middle = low + (share - low) / 2;
-    (starts_inside(starts[middle], tile) ? share : low) = middle;
-  }
-  return low;
-}
-
-// What FirstPiece says of a share; `starts` are the class's.
-DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
-                                                   std::int32_t tile_class, std::int32_t share,
-                                                   const WorkStart* starts) {
-  const std::int32_t worker = share * view.limits.classes[tile_class].head_lanes;
-  detail::FirstPiece first;
-  Piece piece;
-  if (!find_piece(view, tile_class, worker, starts[share], starts[share + 1], piece)) return first;
-  const SeqMask seq = seq_mask(view, piece.seq);
-  const SeqTiles tiles = seq_tiles(view, seq.query_len);
-  const Tile& tile = piece.tile;
-  first.seq = piece.seq;
-  first.line_index = piece.line_index;
-  first.tiles_per_head = tiles.tiles_per_head;
-  first.head_group = tile.head_group / view.limits.classes[tile_class].head_lanes;
-  first.first_row = tile.first_row;
-  first.num_rows = tile.num_rows;
-  first.prefix_end = tile.keys.prefix_end;
-  first.begin = tile.keys.begin;
-  first.end = tile.keys.end;
-  first.prefix_blocks = tile.prefix_blocks;
-  first.first_block = tile.first_block;
-  first.num_blocks = tile.num_blocks;
-  first.begin_block = piece.begin_block;
-  first.end_block = piece.end_block;
-  first.slot = piece.slot;
-  first.slot_step = view.policy == SchedulePolicy::kBatchInvariant
-                        ? tiles.tiles_per_head * invariant_cut(view, tiles, seq).slots_per_tile
-                        : 2;
-  const bool continued = starts_inside(starts[share], starts[share]);
-  first.first_share = continued && share > 0 ? first_share_of(starts, share) : share;
-  return first;
 }
 
 // The piece that a worker starts with, from what the planner kept of its share. Few instructions: a

@@ -65,10 +65,15 @@ Inputs random_inputs(std::mt19937& rng, std::int64_t num_seqs) {
     cls.tile_heads = key.num_kv_heads % 2 == 0 ? uniform(1, 2) : 1;
     cls.tile_rows = 16 << (2 * c);
     cls.max_seq_rows = 16 << (2 * c);
-    cls.workers = uniform(1, 300);
+    const std::int64_t head_groups = key.num_kv_heads / cls.tile_heads;
+    cls.head_lanes = head_groups % 2 == 0 ? uniform(1, 2) : 1;
+    // At times more starts than the planner keeps in shared memory.
+    cls.workers = cls.head_lanes * (uniform(0, 9) == 0 ? uniform(301, 1200) : uniform(1, 300));
     cls.tile_cost = uniform(1, 20);
     cls.block_cost = uniform(1, 10);
     cls.least_cut = uniform(1, 4);
+    cls.uncut_per_share = uniform(1, 32);
+    cls.least_share_cost = uniform(0, 1) * uniform(1, 500);
     cls.invariant_max_tiles = uniform(1, 4);
     cls.invariant_max_pieces = uniform(2, 16);
     cls.invariant_least_keys = 512 << uniform(0, 2);
@@ -92,6 +97,32 @@ Inputs random_inputs(std::mt19937& rng, std::int64_t num_seqs) {
   bound.max_query_len = in.max_query_len;
   bound.num_actual_tokens = in.query_start_loc.back();
   in.limits = plan::bounded(in.limits, key, bound);
+  return in;
+}
+
+// Of sequences that each have at most a tile a head, which the planner has code of its own for, or
+// all but one.
+Inputs random_decode(std::mt19937& rng, std::int64_t num_seqs, bool but_one) {
+  const auto uniform = [&](int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(rng);
+  };
+  Inputs in = random_inputs(rng, 0);
+  in.key.policy = SchedulePolicy::kBalanced;
+  in.key.mask = {};
+  if (uniform(0, 1) == 0) in.key.mask.window = uniform(1, 2000);
+  in.key.causal_per_seq = in.key.mm_ranges = false;
+  in.limits.num_classes = 1;
+  const auto group = static_cast<int>(in.key.group());
+  TileClass& cls = in.limits.classes[0];
+  cls.tile_rows = cls.max_seq_rows = group * uniform(1, 4);
+  const int most = cls.tile_rows / group;
+  const int long_one = but_one ? uniform(0, static_cast<int>(num_seqs) - 1) : -1;
+  const bool empty_ones = uniform(0, 1) == 0;
+  for (int s = 0; s < num_seqs; ++s) {
+    const int query_len = s == long_one ? most + uniform(1, 40) : uniform(empty_ones ? 0 : 1, most);
+    in.query_start_loc.push_back(in.query_start_loc.back() + query_len);
+    in.seq_lens.push_back(uniform(0, 9) == 0 ? uniform(0, 5) : uniform(0, kMostKeys));
+  }
   return in;
 }
 
@@ -214,6 +245,19 @@ TEST(CudaPlan, TablesEqualTheHosts) {
     SCOPED_TRACE("batch " + std::to_string(i));
     const int most = i % 10 == 0 ? 4500 : i % 3 == 0 ? 300 : 12;
     const Inputs in = random_inputs(rng, std::uniform_int_distribution<int>(0, most)(rng));
+    expect_same_tables(in, in);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(CudaPlan, TablesOfDecodeEqualTheHosts) {
+  DIFFKV_NEED_GPU();
+  std::mt19937 rng(5);
+  for (int i = 0; i < 400; ++i) {
+    SCOPED_TRACE("batch " + std::to_string(i));
+    const int most = i % 10 == 0 ? 4500 : i % 3 == 0 ? 300 : 12;
+    const int num_seqs = std::uniform_int_distribution<int>(1, most)(rng);
+    const Inputs in = random_decode(rng, num_seqs, i % 4 == 0);
     expect_same_tables(in, in);
     if (HasFatalFailure()) return;
   }

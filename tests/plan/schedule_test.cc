@@ -98,7 +98,7 @@ TEST_P(ScheduleTest, CostsAreSumsOverTiles) {
       const SeqMask seq = seq_mask(view, s);
       const SeqTiles tiles = seq_tiles(view, seq.query_len);
       const TileClass& cls = planned.limits.classes[tiles.tile_class];
-      const HeadCost costs(view, seq, tiles);
+      const HeadCost<false> costs(view, seq, tiles);
       std::int64_t sum = 0;
       for (int t = 0; t < tiles.tiles_per_head; ++t) {
         EXPECT_EQ(costs.before(t), sum) << "sequence " << s << " tile " << t;

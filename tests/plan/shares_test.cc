@@ -64,11 +64,9 @@ std::int32_t first_cut(std::int32_t blocks, std::int32_t workers, std::int32_t t
   cls.tile_rows = cls.max_seq_rows = 16;
   cls.workers = workers;
   cls.tile_cost = tile_cost;
-  SeqOnLine place;
-  place.mask = seq_mask(view, 0);
-  place.cost = cls.tile_cost + std::int64_t{blocks} * cls.block_cost;
-  const LineCuts cuts(view.limits, cls, place.cost);
-  return start_in(view, 0, place, cuts.target(1), cuts.share).block;
+  std::int64_t cost_before[] = {0, cls.tile_cost + std::int64_t{blocks} * cls.block_cost};
+  view.tables.cost_before[0] = cost_before;
+  return share_start(view, 0, 1).at.block;
 }
 
 // A piece has four blocks, so that what it costs beside them is worth it; but where shares are
