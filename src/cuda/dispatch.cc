@@ -17,9 +17,7 @@ constexpr const char* kVariable = "DIFFKV_CUDA_KERNEL";
 
 // `what` is a PlanKey or a Problem.
 template <class What>
-Choice choose(const What& what, const Gpu& gpu) {
-  const char* value = std::getenv(kVariable);
-  const std::string_view wanted = value == nullptr ? "" : value;
+Choice choose(const What& what, const Gpu& gpu, std::string_view wanted) {
   if (!wanted.empty() && wanted != "fp32" && wanted != "mma") {
     return {nullptr, fmt::format("{} is \"{}\", expected fp32 or mma", kVariable, wanted)};
   }
@@ -39,7 +37,19 @@ Choice choose(const What& what, const Gpu& gpu) {
 
 }  // namespace
 
-Choice choose_kernel(const PlanKey& key, const Gpu& gpu) { return choose(key, gpu); }
-Choice choose_kernel(const Problem& problem, const Gpu& gpu) { return choose(problem, gpu); }
+std::string_view wanted_kernel() {
+  static const std::string wanted = [] {
+    const char* value = std::getenv(kVariable);
+    return std::string(value == nullptr ? "" : value);
+  }();
+  return wanted;
+}
+
+Choice choose_kernel(const PlanKey& key, const Gpu& gpu, std::string_view wanted) {
+  return choose(key, gpu, wanted);
+}
+Choice choose_kernel(const Problem& problem, const Gpu& gpu, std::string_view wanted) {
+  return choose(problem, gpu, wanted);
+}
 
 }  // namespace diffkv::cuda

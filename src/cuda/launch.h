@@ -55,7 +55,9 @@ void launch_early(const Gpu& gpu, std::string_view name, void (*kernel)(Params..
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = can_start_early(gpu) ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+  // Not cudaLaunchKernelEx, which copies the arguments: some have 2 KB.
+  void* addresses[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), addresses), name);
 }
 
 // Lets kKernel have so much dynamic shared memory on that GPU, which is the current one. The

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <random>
 #include <string>
@@ -83,15 +82,6 @@ bool has_default_instances() {
   return true;
 }
 
-// Sets an environment variable for a test.
-class ScopedKernel {
- public:
-  explicit ScopedKernel(const char* value) { setenv("DIFFKV_CUDA_KERNEL", value, 1); }
-  ~ScopedKernel() { unsetenv("DIFFKV_CUDA_KERNEL"); }
-  ScopedKernel(const ScopedKernel&) = delete;
-  ScopedKernel& operator=(const ScopedKernel&) = delete;
-};
-
 TEST(CudaHost, IsRegisteredFirst) {
   ASSERT_GE(backends().size(), 2U);
   EXPECT_EQ(backends()[0]->name(), "cuda");
@@ -163,25 +153,16 @@ TEST(CudaHost, AKernelFamilyCanBeForced) {
   const PlanKey key = usual_key();
   PlanKey fp32_key = key;
   fp32_key.query_dtype = fp32_key.key_dtype = fp32_key.value_dtype = DType::kF32;
-  {
-    const ScopedKernel forced("fp32");
-    const Choice choice = choose_kernel(key, usual_gpu());
-    ASSERT_EQ(choice.kernel, &attend_fp32());
-    EXPECT_EQ(choice.kernel->name, "fp32");
-  }
-  {
-    const ScopedKernel forced("mma");
-    const Choice choice = choose_kernel(fp32_key, usual_gpu());
-    EXPECT_EQ(choice.kernel, nullptr);
-    EXPECT_NE(choice.reason.find("DIFFKV_CUDA_KERNEL"), std::string::npos) << choice.reason;
-  }
-  {
-    const ScopedKernel forced("fast");
-    const Choice choice = choose_kernel(key, usual_gpu());
-    EXPECT_EQ(choice.kernel, nullptr);
-    EXPECT_NE(choice.reason.find("\"fast\""), std::string::npos) << choice.reason;
-  }
-  EXPECT_EQ(choose_kernel(fp32_key, usual_gpu()).kernel, &attend_fp32());
+  Choice choice = choose_kernel(key, usual_gpu(), "fp32");
+  ASSERT_EQ(choice.kernel, &attend_fp32());
+  EXPECT_EQ(choice.kernel->name, "fp32");
+  choice = choose_kernel(fp32_key, usual_gpu(), "mma");
+  EXPECT_EQ(choice.kernel, nullptr);
+  EXPECT_NE(choice.reason.find("DIFFKV_CUDA_KERNEL"), std::string::npos) << choice.reason;
+  choice = choose_kernel(key, usual_gpu(), "fast");
+  EXPECT_EQ(choice.kernel, nullptr);
+  EXPECT_NE(choice.reason.find("\"fast\""), std::string::npos) << choice.reason;
+  EXPECT_EQ(choose_kernel(fp32_key, usual_gpu(), "").kernel, &attend_fp32());
 }
 
 TEST(CudaHost, TheSmallestInstanceThatHoldsTheHeadSizesIsTaken) {
