@@ -91,6 +91,11 @@ if(DIFFKV_CUDA_ENABLED)
   set(CMAKE_CUDA_EXTENSIONS OFF)
   # The scalar arithmetic of src/core is constexpr or marked for host and device.
   string(APPEND CMAKE_CUDA_FLAGS " --expt-relaxed-constexpr")
+  option(DIFFKV_CUDA_RACECHECK
+    "Tensor-core kernels that compute-sanitizer's racecheck can follow, for tests only" OFF)
+  if(DIFFKV_CUDA_RACECHECK)
+    string(APPEND CMAKE_CUDA_FLAGS " -DDIFFKV_CUDA_RACECHECK")
+  endif()
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   if(DIFFKV_CCACHE_PROGRAM AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${DIFFKV_CCACHE_PROGRAM})

@@ -28,14 +28,18 @@ __device__ inline void make_rings_ready(const AttendKernelParams& params, const 
   if (threadIdx.x == 0) {
     for (std::int32_t i = 0; i < depth.stages * T::Grid::kKeyWarps; ++i) {
       ptx::init(shared.stage_full + i, boxes ? 1 : Producer<T>::kRowArrivals);
-      ptx::init(shared.stage_empty + i, T::Grid::kRowWarps);
+      ptx::init(shared.stage_empty + i, T::Grid::kRowWarps * kWarpArrivals);
     }
     for (std::int32_t i = 0; i < depth.query_buffers; ++i) {
       ptx::init(shared.query_full + i, Producer<T>::kQueryArrivals);
-      ptx::init(shared.query_empty + i, T::Grid::kConsumers);
-      ptx::init(shared.described + i, 1);
+      ptx::init(shared.query_empty + i, T::Grid::kConsumers * kWarpArrivals);
+      ptx::init(shared.described + i, kWarpArrivals);
     }
-    ptx::init(shared.counted, 1);
+    ptx::init(shared.counted, kWarpArrivals);
+    if constexpr (kForRacecheck) {
+      ptx::init(shared.met, kWarp);
+      Together::make_ready(shared.together);
+    }
     ptx::fence_barrier_init();
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};
   }

@@ -39,7 +39,8 @@ class Consumer {
         first_row_(Grid::row_warp(warp_) * Grid::kRowTiles * kMmaRows),
         key_warp_(Grid::key_warp(warp_)),
         head_(T::kHeads > 1 ? first_row_ / T::kHeadRows : 0),
-        always_ruled_(params.soft_cap > 0.0F || params.alibi_slopes.data != nullptr) {}
+        always_ruled_(params.soft_cap > 0.0F || params.alibi_slopes.data != nullptr),
+        together_(shared.together) {}
 
   __device__ void run() {
     for (;;) {
@@ -81,7 +82,7 @@ class Consumer {
   // Gives the slice back to the producer.
   __device__ void release() const {
     __syncwarp();
-    if (lane_ == 0) ptx::arrive(shared_.stage_empty + slice());
+    if (arrives(lane_)) ptx::arrive(shared_.stage_empty + slice());
   }
 
   // Returns whether the slice has been given back.
@@ -241,10 +242,10 @@ class Consumer {
       by_element = (masked || biased) && clear_and_inspect(boxes, block, first_key, biased);
       std::byte* converted = shared_.converted + key_warp_ * T::Operands::kGroupBytes;
       keys = ptx::shared_address(converted);
-      sync_together();  // the slice before has been multiplied
+      together_.sync(warp_);  // the slice before has been multiplied
       convert_keys<T>(boxes, converted);
       ptx::fence_before_tensor_copies();  // wgmma reads as these copies write
-      sync_together();
+      together_.sync(warp_);
       if (!by_element) release();
     }
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
@@ -279,11 +280,6 @@ class Consumer {
     if constexpr (T::kConverts) return !by_element;
     if (masked) ptx::fence_before_tensor_copies();
     return false;
-  }
-
-  // The warps of a warpgroup.
-  __device__ void sync_together() const {
-    ptx::sync(kTogetherBarrier + warp_ / kTogether, kTogether * kWarp);
   }
 
   // Scores of a slice by four warps.
@@ -494,7 +490,7 @@ class Consumer {
     }
     if constexpr (Grid::kWarpgroups) {
       ptx::fence_before_tensor_copies();  // wgmma reads as these copies write
-      return ptx::any(kTogetherBarrier + warp_ / kTogether, kTogether * kWarp, found);
+      return together_.any(warp_, found);
     }
     // A vote orders no accesses to memory; other lanes read what this one zeroed.
     __syncwarp();
@@ -556,7 +552,7 @@ class Consumer {
       finish.write(states_[m], sums_[m], first_row_ + m * kMmaRows);
     }
     __syncwarp();
-    if (lane_ == 0) ptx::arrive(shared_.query_empty + query_.index);
+    if (arrives(lane_)) ptx::arrive(shared_.query_empty + query_.index);
     query_.advance(depth_.query_buffers);
   }
 
@@ -570,6 +566,7 @@ class Consumer {
   const std::int32_t key_warp_;   // which slice of a block is this warp's
   const std::int32_t head_;       // of the tile's KV heads this warp's
   const bool always_ruled_;
+  Together together_;
   RingPosition stage_;
   RingPosition query_;
   core::RowKeys all_;

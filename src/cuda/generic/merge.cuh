@@ -33,6 +33,7 @@ class TileMerge {
         cut_pieces_(shared.cut_pieces),
         part_shares_(shared.part_shares),
         counted_(shared.counted),
+        met_(shared.met),
         began_(shared.began),
         tile_class_(tile_class),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
@@ -74,7 +75,7 @@ class TileMerge {
       }
       __syncwarp();
     }
-    if (lane_ == 0) ptx::arrive(counted_);
+    if (arrives(lane_)) ptx::arrive(counted_);
   }
 
   // The warp that described the pieces, when it has counted: waits until this block has written
@@ -84,7 +85,7 @@ class TileMerge {
     if (!has_cut_pieces()) return;
     if (lane_ < 2) meet(cut_pieces_[lane_]);
     __syncwarp();
-    ptx::arrive_at(kMetBarrier, kMeeting);
+    kForRacecheck ? ptx::arrive(met_) : ptx::arrive_at(kMetBarrier, kMeeting);
     leave();
   }
 
@@ -234,7 +235,7 @@ class TileMerge {
 
   // Waits, the first time, until this block knows who merges its tiles.
   __device__ Turn turn_of(const CutPiece& piece, bool& met) const {
-    if (!met) ptx::sync(kMetBarrier, kMeeting);
+    if (!met) kForRacecheck ? ptx::wait(met_, 0) : ptx::sync(kMetBarrier, kMeeting);
     met = true;
     if (piece.merger == CutPiece::kNobody) return Turn::kNone;
     // Who merges a tile that is not waited for has guessed that it has all.
@@ -567,6 +568,7 @@ class TileMerge {
   CutPiece* const cut_pieces_;
   std::uint16_t* const part_shares_;
   ptx::Barrier* const counted_;
+  ptx::Barrier* const met_;
   const long long* const began_;
   const std::int32_t tile_class_;
   const std::int32_t lane_;

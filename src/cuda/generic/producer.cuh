@@ -25,12 +25,11 @@ class Producer {
  public:
   using Grid = typename T::Grid;
   using Piece = typename Shared<T>::Piece;
-  // A warp that copies rows arrives with one lane at first, and with all when its copies have
-  // landed.
-  static constexpr std::uint32_t kWarpArrivals = kWarp + 1;
-  static constexpr std::uint32_t kRowArrivals = Grid::kProducers * kWarpArrivals;
+  // A warp that copies rows arrives with one lane at first, of queries as a warp, and with all when
+  // its copies have landed.
+  static constexpr std::uint32_t kRowArrivals = Grid::kProducers * (kWarp + 1);
   static constexpr std::int32_t kQueryWarps = Grid::kProducers - 1;
-  static constexpr std::uint32_t kQueryArrivals = kQueryWarps * kWarpArrivals;
+  static constexpr std::uint32_t kQueryArrivals = kQueryWarps * (kWarp + kWarpArrivals);
   static constexpr int kQueryRows = Grid::kRows < kWarp ? Grid::kRows : kWarp;  // of a warp at once
 
   // The warp that says what the pieces are. Of four producers it has no queries to copy for tiles
@@ -302,11 +301,11 @@ class Producer {
     Piece& info = shared_.pieces[buffer];
     if (warp_ == kDescriber) describe_keys(piece, info);
     __syncwarp();
-    if (lane_ == 0) ptx::arrive(full);
+    if (arrives(lane_)) ptx::arrive(full);
     if (warp_ == kDescriber) {
       describe_end(piece, info);
       __syncwarp();
-      if (lane_ == 0) ptx::arrive(shared_.described + buffer);
+      if (arrives(lane_)) ptx::arrive(shared_.described + buffer);
     }
     query_.advance(depth_.query_buffers);
   }

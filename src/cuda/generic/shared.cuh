@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/generic/ptx.cuh"
+#include "cuda/generic/racecheck.h"
 #include "cuda/generic/tile.h"
 
 namespace diffkv::cuda::mma {
@@ -18,6 +19,11 @@ enum NamedBarrier : int {
   kRingsBarrier,  // producers, and a warp of consumers: the block's shared memory is ready for
                   // copies
 };
+
+// Arrivals at an mbarrier that a warp makes for all its lanes, behind a __syncwarp, and whether a
+// lane makes one.
+inline constexpr int kWarpArrivals = kForRacecheck ? 32 : 1;
+__device__ inline bool arrives(int lane) { return kForRacecheck || lane == 0; }
 
 // A block's shared memory, as pointers.
 template <class T>
@@ -41,6 +47,8 @@ struct Shared {
     query_empty = query_full + kMaxQueryBuffers;
     described = query_empty + kMaxQueryBuffers;
     counted = reinterpret_cast<ptx::Barrier*>(base + layout.counted);
+    met = counted + 1;
+    together = met + 1;
     cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
     part_shares = reinterpret_cast<std::uint16_t*>(base + layout.part_shares);
     began = reinterpret_cast<long long*>(base + layout.began);
@@ -61,7 +69,10 @@ struct Shared {
   ptx::Barrier* query_empty;
   ptx::Barrier* described;  // a piece, with what its end needs
   ptx::Barrier* counted;    // the parts of the cut pieces' tiles
-  CutPiece* cut_pieces;     // [2]: one that the share starts with, one that it ends with
+  // For racecheck: kMetBarrier; [2] and 8 words, see Together.
+  ptx::Barrier* met;
+  ptx::Barrier* together;
+  CutPiece* cut_pieces;  // [2]: one that the share starts with, one that it ends with
   // [2, kMostParts]: of those pieces' tiles, the shares that have a part, counted from the first.
   std::uint16_t* part_shares;
   long long* began;  // the clock when the block started

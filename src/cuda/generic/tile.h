@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/host_device.h"
+#include "cuda/generic/racecheck.h"
 #include "diffkv/tensor.h"
 
 namespace diffkv::cuda::mma {
@@ -310,9 +311,10 @@ struct SharedLayout {
         cut_pieces(barriers + (2 * kSlices + 3 * kMaxQueryBuffers) * 8),
         part_shares(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))),
         counted(part_shares + 2 * kMostParts * 2),
-        began(counted + 8),
+        began(counted + 8 + kRacecheckBytes),
         bytes(began + 8) {}
 
+  static constexpr int kRacecheckBytes = kForRacecheck ? 3 * 8 + 8 * 4 : 0;
   static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
 

@@ -9,6 +9,8 @@
 #include <type_traits>
 
 #include "cuda/generic/ptx.cuh"
+#include "cuda/generic/racecheck.h"
+#include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
 
 namespace diffkv::cuda::mma {
@@ -21,6 +23,48 @@ namespace diffkv::cuda::mma {
 #else
 #define DIFFKV_WGMMA(...)
 #endif
+
+// Where the warps of a warpgroup meet.
+class Together {
+ public:
+  // Shared memory that racecheck's build alone has: a barrier and four words of each warpgroup.
+  __device__ explicit Together(ptx::Barrier* barriers) : barriers_(barriers) {}
+  static __device__ void make_ready(ptx::Barrier* barriers) {
+    for (int i = 0; i < 2; ++i) ptx::init(barriers + i, kThreads);
+  }
+
+  __device__ void sync(int warp) {
+    if constexpr (kForRacecheck) {
+      ptx::arrive(barriers_ + warp / kWarps);
+      ptx::wait(barriers_ + warp / kWarps, parity_);
+      parity_ ^= 1U;
+    } else {
+      ptx::sync(kTogetherBarrier + warp / kWarps, kThreads);
+    }
+  }
+
+  // The same; returns whether `x` was true of any thread.
+  __device__ bool any(int warp, bool x) {
+    if constexpr (kForRacecheck) {
+      auto* words = reinterpret_cast<std::uint32_t*>(barriers_ + 2) + warp / kWarps * kWarps;
+      const bool of_warp = __any_sync(0xffffffffU, x);
+      if (threadIdx.x % kWarp == 0) words[warp % kWarps] = of_warp;
+      sync(warp);
+      const bool of_all = (words[0] | words[1] | words[2] | words[3]) != 0;
+      sync(warp);
+      return of_all;
+    } else {
+      return ptx::any(kTogetherBarrier + warp / kWarps, kThreads, x);
+    }
+  }
+
+ private:
+  static constexpr int kWarps = 4;
+  static constexpr int kThreads = kWarps * kWarp;
+
+  ptx::Barrier* barriers_;
+  std::uint32_t parity_ = 0;
+};
 
 // Between the last change of registers or shared memory and the first product.
 __device__ inline void begin_products() { DIFFKV_WGMMA("wgmma.fence.sync.aligned;" ::: "memory"); }
