@@ -103,7 +103,7 @@ sanitized initcheck 320 "$every" --tool initcheck --error-exitcode 3 &
 sanitized synccheck 320 "$every" --tool synccheck --error-exitcode 3 &
 mixed='long/mixed batch_invariant/mixed'
 # The slowest of the tools, which follows the tensor-core kernels of a build for it alone. Left out
-# is prefill of an e4m3 cache, whose warps clear the same rows at once (docs/kernels/mma.md).
+# is prefill of an fp8 cache, whose warps clear the same rows at once (docs/kernels/mma.md).
 (
   DIFFKV_CUDA_KERNEL=fp32
   export DIFFKV_CUDA_KERNEL
@@ -115,8 +115,9 @@ mixed='long/mixed batch_invariant/mixed'
   LD_LIBRARY_PATH=$programs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   export LD_LIBRARY_PATH
   sanitized racecheck 320 \
-    "layer/decode layer/multi layer/prefill_bf16 layer/mixed_bf16 full:kernel_size/192x128_bf16 kv_dtype
-      merge/mixed full:many_tiles/64 long/ batch_invariant/" --tool racecheck --error-exitcode 3
+    "layer/decode layer/multi layer/prefill_bf16 layer/mixed_bf16 merge/mixed long/ batch_invariant/
+      full:192x128_bf16_in_bf16 full:192x128_bf16_in_fp8_e4m3_multi
+      full:192x128_bf16_in_fp8_e5m2_decode full:many_tiles/64" --tool racecheck --error-exitcode 3
 ) &
 wait
 
