@@ -94,7 +94,7 @@ if(DIFFKV_CUDA_ENABLED)
   option(DIFFKV_CUDA_RACECHECK
     "Tensor-core kernels that compute-sanitizer's racecheck can follow, for tests only" OFF)
   if(DIFFKV_CUDA_RACECHECK)
-    string(APPEND CMAKE_CUDA_FLAGS " -DDIFFKV_CUDA_RACECHECK")
+    add_compile_definitions(DIFFKV_CUDA_RACECHECK)
   endif()
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   if(DIFFKV_CCACHE_PROGRAM AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)

@@ -1,6 +1,6 @@
 // Which attention kernel runs what: a tensor-core kernel where there is one for the problem, else
 // the fp32 kernel. The environment variable DIFFKV_CUDA_KERNEL, "fp32" or "mma", takes one family
-// alone, so that each can be checked against the other. It is read once, for every call asks.
+// alone, so that each can be checked against the other. It is read once, because every call asks.
 #pragma once
 
 #include <string>

@@ -11,9 +11,9 @@
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/stages.h"
+#include "plan/quotient.h"
 #include "plan/schedule.h"
 #include "plan/shares.h"
-#include "plan/walk.h"
 
 namespace diffkv::cuda {
 namespace {
@@ -47,7 +47,7 @@ struct Sums {
 
 // What is kept in shared memory, of all classes together: starts, and costs before sequences, or
 // before every `each`-th of them.
-constexpr int kKeptStarts = 1024;
+constexpr int kKeptStarts = kMostThreads;
 constexpr int kKeptCosts = 2048;
 
 template <int kClasses>
@@ -260,8 +260,8 @@ __device__ __forceinline__ bool plan_batch(const plan::ScheduleView& view, const
     plan::Start start;
     if (at < num_starts) {
       start = start_of<kDecode>(view, c, at - begin, cost, each, shared);
-      tables.starts[c][at - begin] = start.at;
-      if (at < kKeptStarts && (thread > 0 || first == 0)) shared.starts[at] = start.at;
+      if (thread > 0 || first == 0) tables.starts[c][at - begin] = start.at;
+      if (first == 0) shared.starts[at] = start.at;  // which are all of them, or not looked at
     }
     __syncthreads();
     if (at - begin < shares && thread < threads - 1) {
@@ -285,6 +285,8 @@ bool is_decode(const plan::ScheduleView& view) {
 // The view of such a batch. Constants here are constants to the compiler.
 __device__ __forceinline__ plan::ScheduleView decode_view(const plan::ScheduleView& from) {
   plan::ScheduleView view;
+  view.policy = SchedulePolicy::kBalanced;
+  view.mask.causal = true;
   view.mask.window = from.mask.window;
   view.num_kv_heads = from.num_kv_heads;
   view.group = from.group;

@@ -45,8 +45,8 @@ DIFFKV_HD_APART inline std::int64_t floor_sum(std::int64_t count, std::int64_t d
   return sum;
 }
 
-// kOneTile, here and below: every sequence is known to have one tile a head at most, of the first
-// class, and a causal mask, with a window or not.
+// kOneTile, here and below: every sequence has one tile a head at most, of the first class, and a
+// causal mask, with a window or not; or the result is not used.
 template <bool kOneTile>
 DIFFKV_HD SeqTiles tiles_of(const ScheduleView& view, std::int32_t query_len) {
   if constexpr (!kOneTile) return seq_tiles(view, query_len);
@@ -274,13 +274,14 @@ DIFFKV_HD Start share_start(const ScheduleView& view, std::int32_t tile_class, s
   Start start;
   WorkStart& at = start.at;
   at.seq = target * cls.head_lanes < all ? seq_at(target * cls.head_lanes) : view.num_seqs;
-  std::int64_t rest = -1;  // of the target in its tile, once that is found
-  while (at.seq < view.num_seqs) {
+  // Two rounds at most, of a loop so that a GPU has the code once: the tile that the target is in,
+  // and, where the share starts behind it, the tile behind it.
+  for (bool behind = false; at.seq < view.num_seqs; behind = true) {
     const SeqOnLine place = on_line(at.seq);
-    const bool found = rest >= 0;
+    std::int64_t rest = 0;  // of the target in its tile
     start.mask = place.mask;
     start.tiles = tiles_of<kOneTile>(view, place.mask.query_len);
-    if (!found) {
+    if (!behind) {
       rest = target - quotient(place.before, cls.head_lanes);
       const std::int64_t per_head = quotient(place.cost, start.tiles.head_groups);
       const auto head = static_cast<std::int32_t>(quotient(rest, per_head));
@@ -291,12 +292,12 @@ DIFFKV_HD Start share_start(const ScheduleView& view, std::int32_t tile_class, s
       at.tile = head * start.tiles.tiles_per_head + in_head;
     }
     start.tile = tile_at(view, start.mask, start.tiles, at.tile);
-    if (found) break;
+    if (behind) break;
     at.block = first_block(view, start, rest, cuts.share);
     if (at.block < start.tile.num_blocks) break;
     at.block = 0;
     if (start.tile.num_blocks == 0 && 2 * rest < cls.tile_cost) break;
-    // The share starts with the next tile, of this sequence or of the next one that has work.
+    // Of this sequence, or of the next one that has work.
     if (++at.tile < divide(start.tiles.count(), cls.head_lanes)) continue;
     at.tile = 0;
     const std::int64_t after = place.before + place.cost;

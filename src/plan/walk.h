@@ -9,8 +9,8 @@
 
 namespace diffkv::plan {
 
-// Makes a whole tile, whose line is at `at`, the piece of it that a worker has whose share ends at
-// `stop`; false if that is nothing.
+// `piece` is a whole tile: makes it what a worker has of it from `at`, which is in it, to `stop`,
+// where the worker's share ends; false if that is nothing.
 DIFFKV_HD inline bool cut_piece(const ScheduleView& view, std::int32_t tile_class,
                                 std::int32_t worker, const SeqMask& seq, const SeqTiles& tiles,
                                 const WorkStart& at, const WorkStart& stop, Piece& piece) {

@@ -37,8 +37,8 @@ __device__ inline void make_rings_ready(const AttendKernelParams& params, const 
     }
     ptx::init(shared.counted, kWarpArrivals);
     if constexpr (kForRacecheck) {
-      ptx::init(shared.met, kWarp);
-      Together::make_ready(shared.together);
+      ptx::init(&shared.racecheck->met, kWarp);
+      Together::make_ready(*shared.racecheck);
     }
     ptx::fence_barrier_init();
     shared.cut_pieces[0] = shared.cut_pieces[1] = {};

@@ -40,7 +40,7 @@ class Consumer {
         key_warp_(Grid::key_warp(warp_)),
         head_(T::kHeads > 1 ? first_row_ / T::kHeadRows : 0),
         always_ruled_(params.soft_cap > 0.0F || params.alibi_slopes.data != nullptr),
-        together_(shared.together) {}
+        together_(shared.racecheck) {}
 
   __device__ void run() {
     for (;;) {

@@ -33,7 +33,7 @@ class TileMerge {
         cut_pieces_(shared.cut_pieces),
         part_shares_(shared.part_shares),
         counted_(shared.counted),
-        met_(shared.met),
+        racecheck_(shared.racecheck),
         began_(shared.began),
         tile_class_(tile_class),
         lane_(static_cast<std::int32_t>(threadIdx.x) % kWarp),
@@ -85,7 +85,7 @@ class TileMerge {
     if (!has_cut_pieces()) return;
     if (lane_ < 2) meet(cut_pieces_[lane_]);
     __syncwarp();
-    kForRacecheck ? ptx::arrive(met_) : ptx::arrive_at(kMetBarrier, kMeeting);
+    say_met();
     leave();
   }
 
@@ -177,6 +177,22 @@ class TileMerge {
     if (last) *word = 0;
   }
 
+  // The warp that described the pieces, and the consumers.
+  __device__ void say_met() const {
+    if constexpr (kForRacecheck) {
+      ptx::arrive(&racecheck_->met);
+    } else {
+      ptx::arrive_at(kMetBarrier, kMeeting);
+    }
+  }
+  __device__ void wait_met() const {
+    if constexpr (kForRacecheck) {
+      ptx::wait(&racecheck_->met, 0);
+    } else {
+      ptx::sync(kMetBarrier, kMeeting);
+    }
+  }
+
   __device__ bool has_cut_pieces() const {
     return cut_pieces_[0].blocks > 0 || cut_pieces_[1].blocks > 0;
   }
@@ -235,7 +251,7 @@ class TileMerge {
 
   // Waits, the first time, until this block knows who merges its tiles.
   __device__ Turn turn_of(const CutPiece& piece, bool& met) const {
-    if (!met) kForRacecheck ? ptx::wait(met_, 0) : ptx::sync(kMetBarrier, kMeeting);
+    if (!met) wait_met();
     met = true;
     if (piece.merger == CutPiece::kNobody) return Turn::kNone;
     // Who merges a tile that is not waited for has guessed that it has all.
@@ -568,7 +584,7 @@ class TileMerge {
   CutPiece* const cut_pieces_;
   std::uint16_t* const part_shares_;
   ptx::Barrier* const counted_;
-  ptx::Barrier* const met_;
+  RacecheckMemory* const racecheck_;
   const long long* const began_;
   const std::int32_t tile_class_;
   const std::int32_t lane_;

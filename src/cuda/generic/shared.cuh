@@ -22,7 +22,7 @@ enum NamedBarrier : int {
 
 // Arrivals at an mbarrier that a warp makes for all its lanes, behind a __syncwarp, and whether a
 // lane makes one.
-inline constexpr int kWarpArrivals = kForRacecheck ? 32 : 1;
+inline constexpr int kWarpArrivals = kForRacecheck ? kWarp : 1;
 __device__ inline bool arrives(int lane) { return kForRacecheck || lane == 0; }
 
 // A block's shared memory, as pointers.
@@ -47,8 +47,7 @@ struct Shared {
     query_empty = query_full + kMaxQueryBuffers;
     described = query_empty + kMaxQueryBuffers;
     counted = reinterpret_cast<ptx::Barrier*>(base + layout.counted);
-    met = counted + 1;
-    together = met + 1;
+    racecheck = kForRacecheck ? reinterpret_cast<RacecheckMemory*>(counted + 1) : nullptr;
     cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
     part_shares = reinterpret_cast<std::uint16_t*>(base + layout.part_shares);
     began = reinterpret_cast<long long*>(base + layout.began);
@@ -67,12 +66,10 @@ struct Shared {
   ptx::Barrier* stage_empty;
   ptx::Barrier* query_full;
   ptx::Barrier* query_empty;
-  ptx::Barrier* described;  // a piece, with what its end needs
-  ptx::Barrier* counted;    // the parts of the cut pieces' tiles
-  // For racecheck: kMetBarrier; [2] and 8 words, see Together.
-  ptx::Barrier* met;
-  ptx::Barrier* together;
-  CutPiece* cut_pieces;  // [2]: one that the share starts with, one that it ends with
+  ptx::Barrier* described;     // a piece, with what its end needs
+  ptx::Barrier* counted;       // the parts of the cut pieces' tiles
+  RacecheckMemory* racecheck;  // null in all other builds
+  CutPiece* cut_pieces;        // [2]: one that the share starts with, one that it ends with
   // [2, kMostParts]: of those pieces' tiles, the shares that have a part, counted from the first.
   std::uint16_t* part_shares;
   long long* began;  // the clock when the block started

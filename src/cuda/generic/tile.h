@@ -314,7 +314,8 @@ struct SharedLayout {
         began(counted + 8 + kRacecheckBytes),
         bytes(began + 8) {}
 
-  static constexpr int kRacecheckBytes = kForRacecheck ? 3 * 8 + 8 * 4 : 0;
+  static constexpr int kRacecheckBytes =
+      kForRacecheck ? static_cast<int>(sizeof(RacecheckMemory)) : 0;
   static constexpr int kSlices = kMaxStages * T::Grid::kKeyWarps;
   static constexpr int kRowFloats = T::Grid::kKeyWarps * T::Grid::kRows * 4;
 

@@ -27,16 +27,16 @@ namespace diffkv::cuda::mma {
 // Where the warps of a warpgroup meet.
 class Together {
  public:
-  // Shared memory that racecheck's build alone has: a barrier and four words of each warpgroup.
-  __device__ explicit Together(ptx::Barrier* barriers) : barriers_(barriers) {}
-  static __device__ void make_ready(ptx::Barrier* barriers) {
-    for (int i = 0; i < 2; ++i) ptx::init(barriers + i, kThreads);
+  __device__ explicit Together(RacecheckMemory* memory) : memory_(memory) {}
+  static __device__ void make_ready(RacecheckMemory& memory) {
+    for (ptx::Barrier& barrier : memory.together) ptx::init(&barrier, kThreads);
   }
 
   __device__ void sync(int warp) {
     if constexpr (kForRacecheck) {
-      ptx::arrive(barriers_ + warp / kWarps);
-      ptx::wait(barriers_ + warp / kWarps, parity_);
+      ptx::Barrier* barrier = memory_->together + warp / kWarps;
+      ptx::arrive(barrier);
+      ptx::wait(barrier, parity_);
       parity_ ^= 1U;
     } else {
       ptx::sync(kTogetherBarrier + warp / kWarps, kThreads);
@@ -46,11 +46,11 @@ class Together {
   // The same; returns whether `x` was true of any thread.
   __device__ bool any(int warp, bool x) {
     if constexpr (kForRacecheck) {
-      auto* words = reinterpret_cast<std::uint32_t*>(barriers_ + 2) + warp / kWarps * kWarps;
+      auto& found = memory_->found[warp / kWarps];
       const bool of_warp = __any_sync(0xffffffffU, x);
-      if (threadIdx.x % kWarp == 0) words[warp % kWarps] = of_warp;
+      if (threadIdx.x % kWarp == 0) found[warp % kWarps] = of_warp;
       sync(warp);
-      const bool of_all = (words[0] | words[1] | words[2] | words[3]) != 0;
+      const bool of_all = (found[0] | found[1] | found[2] | found[3]) != 0;
       sync(warp);
       return of_all;
     } else {
@@ -62,7 +62,7 @@ class Together {
   static constexpr int kWarps = 4;
   static constexpr int kThreads = kWarps * kWarp;
 
-  ptx::Barrier* barriers_;
+  RacecheckMemory* memory_;
   std::uint32_t parity_ = 0;
 };
 
