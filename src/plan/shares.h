@@ -221,7 +221,7 @@ struct Start {
 };
 
 // The virtual block of a tile that a share starts with whose start is `rest` units of cost into the
-// tile; num_blocks, if it starts behind the tile. Only a tile that starts with it is empty.
+// tile; num_blocks, if it starts behind the tile. Of an empty tile 0 either way.
 DIFFKV_HD inline std::int32_t first_block(const ScheduleView& view, const Start& in,
                                           std::int64_t rest, std::int64_t share) {
   const TileClass& cls = view.limits.classes[in.tiles.tile_class];
