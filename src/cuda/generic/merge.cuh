@@ -163,7 +163,6 @@ class TileMerge {
         piece.merger = CutPiece::kAllBlocks;
       }
     }
-    ptx::acquire();  // for the other threads, too, behind the next barrier
   }
 
   // This block needs the tiles' words no more. The last of a tile's blocks clears its word for the

@@ -177,7 +177,8 @@ __device__ inline void copy_async(std::uint32_t to, const void* from) {
 // --- words that blocks meet at -------------------------------------------------------------------
 
 // Adds to a word of global memory; what this thread, and those it met at a barrier, wrote before is
-// seen by who reads the sum with acquire(), and what those wrote who added before by this thread.
+// seen by who looks at the sum, and by those that meet it at a barrier then; and what those wrote
+// who added before by this thread.
 __device__ inline unsigned long long add_and_meet(unsigned long long* word, unsigned long long x) {
   unsigned long long before;
   asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;"
@@ -189,14 +190,12 @@ __device__ inline unsigned long long add_and_meet(unsigned long long* word, unsi
 
 __device__ inline unsigned long long look_at(const unsigned long long* word) {
   unsigned long long x;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];"
                : "=l"(x)
                : "l"(__cvta_generic_to_global(word))
                : "memory");
   return x;
 }
-
-__device__ inline void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // --- stores to global memory ---------------------------------------------------------------------
 
@@ -258,6 +257,12 @@ __device__ inline void multiply_add<__nv_bfloat16>(float (&c)[4], const std::uin
 __device__ inline float exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
