@@ -61,13 +61,16 @@ void add_mask_cases(CaseList& list) {
 }
 
 void add_score_cases(CaseList& list) {
-  for (const float cap : {0.5F, 4.0F, 50.0F}) {
+  // Kernels may compute large caps in a way of their own.
+  for (const float cap : {0.5F, 4.0F, 50.0F, 1000.0F}) {
     const std::string feature = "soft_cap";
     for (const NamedBatch& batch : all_batches()) {
       Case c = base_case(batch);
       c.soft_cap = cap;
       set_dtypes(c, DType::kF32, DType::kF32);
       list.add(c, feature, fmt::format("{}_{}", cap, batch.name), cap == 4.0F);
+      set_dtypes(c, DType::kBF16, DType::kBF16);
+      list.add(c, feature, fmt::format("{}_{}_bf16", cap, batch.name), cap > 4.0F);
     }
   }
   add_with_masks(list, "soft_cap", [](Case& c) { c.soft_cap = 3.0F; });

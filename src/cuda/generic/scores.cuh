@@ -42,6 +42,14 @@ __device__ inline float soft_capped(float x, float cap, float one_by_cap) {
   return cap * (fabsf(y) < 0.25F ? near_0 : farther);
 }
 
+// The same of x = 2 log2(e) y, y = score / cap, in a third of the instructions, with an error of up
+// to about cap * 2^-22.
+__device__ inline float quickly_capped(float x, float cap) {
+  return fmaf(-2.0F * cap, ptx::reciprocal(1.0F + ptx::exp2(x)), cap);
+}
+// For caps up to this one that is little beside the rounding of 16-bit operands.
+inline constexpr float kMostQuickCap = 128.0F;
+
 // qq_bias of a row and key; 0 outside the table.
 __device__ inline float bias_at(const AttendKernelParams& p, std::int32_t token,
                                 std::int32_t offset) {
@@ -89,12 +97,18 @@ __device__ inline void apply_rules(const AttendKernelParams& p, const Piece& pie
         for (int i = 0; i < 2; ++i) fn(s[n][2 * h + i], at.key(n, i) - piece.context_len, n, i);
       }
     };
-    const float scale = piece.score_scale[piece.head_of(at.first_row)] * piece.query_factor[r] *
-                        (cap > 0.0F ? 1.0F : kLog2E);
-    for_each([&](float& x, std::int32_t, int, int) { x *= scale; });
-    if (cap > 0.0F) {
-      for_each(
-          [&](float& x, std::int32_t, int, int) { x = soft_capped(x, cap * kLog2E, 1.0F / cap); });
+    const float scale = piece.score_scale[piece.head_of(at.first_row)] * piece.query_factor[r];
+    if (cap <= 0.0F) {
+      for_each([&](float& x, std::int32_t, int, int) { x *= scale * kLog2E; });
+    } else if (cap <= kMostQuickCap) {
+      const float to_exponent = scale * 2.0F * kLog2E / cap;
+      for_each([&](float& x, std::int32_t, int, int) {
+        x = quickly_capped(x * to_exponent, cap * kLog2E);
+      });
+    } else {
+      for_each([&](float& x, std::int32_t, int, int) {
+        x = soft_capped(x * scale, cap * kLog2E, 1.0F / cap);
+      });
     }
     if (p.alibi_slopes.data != nullptr && !p.alibi_sqrt) {
       for_each([&](float& x, std::int32_t offset, int, int) {
