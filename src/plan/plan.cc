@@ -37,7 +37,7 @@ std::int64_t slot_capacity(const PlanKey& key, const ScheduleLimits& limits,
       std::min<std::int64_t>(cls.invariant_max_pieces, (maxima.max_seq_len + length - 1) / length);
   const std::int64_t span =
       plan::window_span(key.mask, key.mask.causal && !key.causal_per_seq, key.mm_ranges, cls);
-  if (span > 0) pieces = std::min(pieces, plan::ranges_reached(span, length));
+  if (span > 0) pieces = span <= length ? 1 : std::min(pieces, plan::ranges_reached(span, length));
   if (pieces <= 1) return 0;
   const bool last = tile_class + 1 == limits.num_classes;
   const std::int64_t least_rows =

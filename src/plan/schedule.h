@@ -205,7 +205,8 @@ DIFFKV_HD inline std::int64_t window_span(const Mask& mask, bool causal, bool mm
 }
 
 // kBatchInvariant: keys are cut at multiples of L, the least invariant_least_keys * 2^k that leaves
-// a sequence at most S_max pieces, which so depend on the sequence alone.
+// a sequence at most S_max pieces, which so depend on the sequence alone. Tiles of a window that
+// spans no more than the least L stay whole.
 struct InvariantCut {
   std::int32_t ranges = 1;          // of L keys that the sequence has; 1: it is not cut
   std::int32_t slots_per_tile = 1;  // ranges that one of its tiles can reach into
@@ -221,9 +222,10 @@ DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqT
   while (std::int64_t{length} * cls.invariant_max_pieces < seq.seq_len) length *= 2;
   cut.blocks_per_range = divide(length, cls.block_keys);
   if (tiles.tiles_per_head > cls.invariant_max_tiles || seq.seq_len <= length) return cut;
+  const std::int64_t span = window_span(view.mask, seq.causal, seq.num_mm_ranges > 0, cls);
+  if (span > 0 && span <= cls.invariant_least_keys) return cut;
   cut.ranges = divide(seq.seq_len + length - 1, length);
   cut.slots_per_tile = cut.ranges;
-  const std::int64_t span = window_span(view.mask, seq.causal, seq.num_mm_ranges > 0, cls);
   if (span > 0 && ranges_reached(span, length) < cut.ranges) {
     cut.slots_per_tile = static_cast<std::int32_t>(ranges_reached(span, length));
   }

@@ -341,9 +341,8 @@ DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
   lane.lanes = view.limits.classes[tile_class].head_lanes;
   lane.share = share;
   Piece piece = piece_of_tile(lane, start.tiles, at, start.tile);
-  if (!cut_piece(view, tile_class, lane.worker(share), start.mask, start.tiles, at, stop, piece)) {
-    return first;
-  }
+  const InvariantCut cut = invariant_cut(view, start.tiles, start.mask);
+  cut_piece(view, tile_class, lane.worker(share), cut, at, stop, piece);
   const Tile& tile = start.tile;
   first.seq = at.seq;
   first.line_index = at.tile;
@@ -360,10 +359,9 @@ DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
   first.begin_block = piece.begin_block;
   first.end_block = piece.end_block;
   first.slot = piece.slot;
-  first.slot_step =
-      view.policy == SchedulePolicy::kBatchInvariant
-          ? start.tiles.tiles_per_head * invariant_cut(view, start.tiles, start.mask).slots_per_tile
-          : 2;
+  first.slot_step = view.policy == SchedulePolicy::kBatchInvariant
+                        ? start.tiles.tiles_per_head * cut.slots_per_tile
+                        : 2;
   first.first_share = at.block > 0 && share > 0 ? first_share_of(starts, share) : share;
   return first;
 }

@@ -10,21 +10,17 @@
 namespace diffkv::plan {
 
 // `piece` is a whole tile: makes it what a worker has of it from `at`, which is in it, to `stop`,
-// where the worker's share ends; false if that is nothing.
-DIFFKV_HD inline bool cut_piece(const ScheduleView& view, std::int32_t tile_class,
-                                std::int32_t worker, const SeqMask& seq, const SeqTiles& tiles,
-                                const WorkStart& at, const WorkStart& stop, Piece& piece) {
+// where the worker's share ends.
+DIFFKV_HD inline void cut_piece(const ScheduleView& view, std::int32_t tile_class,
+                                std::int32_t worker, const InvariantCut& cut, const WorkStart& at,
+                                const WorkStart& stop, Piece& piece) {
   piece.begin_block = at.block;
   if (same_tile(at, stop) && stop.block < piece.tile.num_blocks) piece.end_block = stop.block;
-  // Only a mask that changed after planning makes a share start past its tile.
-  if (at.block > 0 && at.block >= piece.end_block) return false;
-  const InvariantCut cut = invariant_cut(view, tiles, seq);
   if (view.policy == SchedulePolicy::kBatchInvariant && piece.tile.num_blocks > 0) {
     const std::int32_t end = invariant_piece_end(cut, piece.tile, piece.begin_block);
     if (end < piece.end_block) piece.end_block = end;
   }
   piece.slot = slot_of(view, tile_class, worker, cut, piece);
-  return true;
 }
 
 // The first piece of a worker's share, which ends at `stop`, at or after `at`; false if there is
@@ -36,11 +32,14 @@ DIFFKV_HD inline bool find_piece(const ScheduleView& view, std::int32_t tile_cla
   for (; at.seq < view.num_seqs && before(at, stop); at = WorkStart{at.seq + 1, 0, 0}) {
     const SeqMask seq = seq_mask(view, at.seq);
     const SeqTiles tiles = seq_tiles(view, seq.query_len);
+    const InvariantCut cut = invariant_cut(view, tiles, seq);
     const std::int32_t num_tiles =
         tiles.tile_class == tile_class ? tiles.tiles_per_head * lane.head_groups : 0;
     for (; at.tile < num_tiles && before(at, stop); ++at.tile, at.block = 0) {
       piece = piece_of_tile(lane, tiles, at, tile_at(view, seq, tiles, at.tile));
-      if (!cut_piece(view, tile_class, worker, seq, tiles, at, stop, piece)) continue;
+      // Only a mask that changed after planning makes a share start past its tile.
+      if (at.block > 0 && at.block >= piece.tile.num_blocks) continue;
+      cut_piece(view, tile_class, worker, cut, at, stop, piece);
       piece.first_share = lane.share;
       return true;
     }

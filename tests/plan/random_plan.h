@@ -49,7 +49,9 @@ struct Planned {
     key.policy = policy;
     key.mask.causal = uniform(rng, 0, 3) != 0;
     const int kind = uniform(rng, 0, 3);
-    if (kind == 1) key.mask.window = uniform(rng, 1, 40);
+    if (kind == 1) {
+      key.mask.window = uniform(rng, 0, 1) == 0 ? uniform(rng, 1, 40) : uniform(rng, 1000, 6000);
+    }
     if (kind == 2) {
       key.mask.chunk_size = uniform(rng, 1, 50);
       key.mask.chunk_lookback = uniform(rng, 0, 2);

@@ -169,5 +169,33 @@ TEST(Schedule, InvariantPiecesDependOnTheSequenceAlone) {
                     });
 }
 
+// kBatchInvariant: a window that spans no more than the least L cuts nothing.
+TEST(Schedule, TilesOfNarrowWindowsStayWhole) {
+  int narrow = 0;
+  int cut = 0;
+  on_random_batches(SchedulePolicy::kBatchInvariant, [&](const Planned& planned,
+                                                         const ScheduleView& view) {
+    for (int c = 0; c < planned.limits.num_classes; ++c) {
+      const TileClass& cls = planned.limits.classes[c];
+      for (int w = 0; w < cls.workers; ++w) {
+        for_each_piece(view, c, w, [&](const Piece& piece) {
+          const SeqMask seq = seq_mask(view, piece.seq);
+          const std::int64_t span = window_span(view.mask, seq.causal, seq.num_mm_ranges > 0, cls);
+          if (span == 0) return;
+          const bool whole = piece.first() && piece.last();
+          if (span <= cls.invariant_least_keys) {
+            ++narrow;
+            EXPECT_TRUE(whole && piece.slot < 0);
+          } else if (!whole) {
+            ++cut;
+          }
+        });
+      }
+    }
+  });
+  EXPECT_GT(narrow, 0);
+  EXPECT_GT(cut, 0);  // wider ones are
+}
+
 }  // namespace
 }  // namespace diffkv::plan
