@@ -50,7 +50,8 @@ struct Planned {
     key.mask.causal = uniform(rng, 0, 3) != 0;
     const int kind = uniform(rng, 0, 3);
     if (kind == 1) {
-      key.mask.window = uniform(rng, 0, 1) == 0 ? uniform(rng, 1, 40) : uniform(rng, 1000, 6000);
+      constexpr int kWidest[] = {40, 2000, 6000};
+      key.mask.window = uniform(rng, 1, kWidest[uniform(rng, 0, 2)]);
     }
     if (kind == 2) {
       key.mask.chunk_size = uniform(rng, 1, 50);
