@@ -143,13 +143,14 @@ class Fp32Products {
   void load_columns(const BlockRows& rows, std::int64_t c) const {
     const LaneTag d;
     const std::int64_t n = args_.cache.head_size_v;
-    const std::int64_t end = std::min(n, c + kValueColumns);
+    const std::int64_t columns = std::min(n - c, kValueColumns);
+    const std::byte* const* HWY_RESTRICT row = rows.value.data();
+    float* HWY_RESTRICT to = own_.values;
+    const std::int64_t count = rows.count();
     with_dtype(args_.cache.value.dtype, [&](auto dtype) HWY_ATTR {
-      for (std::int64_t k = 0; k < rows.count(); ++k) {
-        const std::byte* row = rows.value[static_cast<std::size_t>(k)];
-        for (std::int64_t i = c; i < end; i += kLanes) {
-          hn::StoreU(load_padded<decltype(dtype)::value>(d, row, i, n), d,
-                     own_.values + value_at(k, i - c));
+      for (std::int64_t k = 0; k < count; ++k, to += kValueColumns) {
+        for (std::int64_t i = 0; i < columns; i += kLanes) {
+          hn::StoreU(load_padded<decltype(dtype)::value>(d, row[k], c + i, n), d, to + i);
         }
       }
     });
