@@ -33,11 +33,11 @@ std::int64_t slot_capacity(const PlanKey& key, const ScheduleLimits& limits,
   // A worker's share cuts at most two tiles, one where it starts and one where it ends.
   if (key.policy == SchedulePolicy::kBalanced) return 2 * std::int64_t{cls.workers};
   const std::int64_t length = cls.invariant_least_keys;
-  std::int64_t pieces =
+  const std::int64_t ranges =
       std::min<std::int64_t>(cls.invariant_max_pieces, (maxima.max_seq_len + length - 1) / length);
   const std::int64_t span =
       plan::window_span(key.mask, key.mask.causal && !key.causal_per_seq, key.mm_ranges, cls);
-  if (span > 0) pieces = span <= length ? 1 : std::min(pieces, plan::ranges_reached(span, length));
+  const std::int64_t pieces = plan::pieces_of_tile(cls, span, length, ranges);
   if (pieces <= 1) return 0;
   const bool last = tile_class + 1 == limits.num_classes;
   const std::int64_t least_rows =

@@ -204,9 +204,18 @@ DIFFKV_HD inline std::int64_t window_span(const Mask& mask, bool causal, bool mm
   return bounded ? std::int64_t{mask.window} + cls.tile_rows : 0;
 }
 
+// Of `ranges` ranges of L keys, those that one tile can reach into whose keys span no more than
+// `span`, or are not bounded if that is 0. Tiles of at most the least L stay whole.
+DIFFKV_HD inline std::int64_t pieces_of_tile(const TileClass& cls, std::int64_t span,
+                                             std::int64_t length, std::int64_t ranges) {
+  if (span <= 0) return ranges;
+  if (span <= cls.invariant_least_keys) return 1;
+  const std::int64_t reached = ranges_reached(span, length);
+  return reached < ranges ? reached : ranges;
+}
+
 // kBatchInvariant: keys are cut at multiples of L, the least invariant_least_keys * 2^k that leaves
-// a sequence at most S_max pieces, which so depend on the sequence alone. Tiles of a window that
-// spans no more than the least L stay whole.
+// a sequence at most S_max pieces, which so depend on the sequence alone.
 struct InvariantCut {
   std::int32_t ranges = 1;          // of L keys that the sequence has; 1: it is not cut
   std::int32_t slots_per_tile = 1;  // ranges that one of its tiles can reach into
@@ -221,14 +230,13 @@ DIFFKV_HD inline InvariantCut invariant_cut(const ScheduleView& view, const SeqT
   std::int32_t length = cls.invariant_least_keys;  // at most twice seq_len, which is below 2^30
   while (std::int64_t{length} * cls.invariant_max_pieces < seq.seq_len) length *= 2;
   cut.blocks_per_range = divide(length, cls.block_keys);
-  if (tiles.tiles_per_head > cls.invariant_max_tiles || seq.seq_len <= length) return cut;
+  if (tiles.tiles_per_head > cls.invariant_max_tiles) return cut;
+  const std::int32_t ranges = divide(seq.seq_len + length - 1, length);
   const std::int64_t span = window_span(view.mask, seq.causal, seq.num_mm_ranges > 0, cls);
-  if (span > 0 && span <= cls.invariant_least_keys) return cut;
-  cut.ranges = divide(seq.seq_len + length - 1, length);
-  cut.slots_per_tile = cut.ranges;
-  if (span > 0 && ranges_reached(span, length) < cut.ranges) {
-    cut.slots_per_tile = static_cast<std::int32_t>(ranges_reached(span, length));
-  }
+  const std::int64_t pieces = pieces_of_tile(cls, span, length, ranges);
+  if (pieces <= 1) return cut;
+  cut.ranges = ranges;
+  cut.slots_per_tile = static_cast<std::int32_t>(pieces);
   return cut;
 }
 
