@@ -26,8 +26,12 @@ struct SoftmaxState;
 struct TileClass {
   std::int32_t tile_rows = 16;  // of each KV head
   std::int32_t tile_heads = 1;  // KV heads of a tile; divides num_kv_heads
-  // Largest query_len * group of a sequence of this class; the last class takes the rest.
+  // Largest query_len * group of a sequence of this class; the last class takes the rest. 0: no
+  // sequence is of this class.
   std::int32_t max_seq_rows = 0;
+  // Whether a balanced plan gives this class the sequences of those before it, too, where a batch
+  // needs none behind it: if one kernel with fewer rows than it has room for costs less than two.
+  bool takes_smaller = false;
   std::int32_t block_keys = 64;  // keys are walked and cut in blocks aligned to this
   std::int32_t workers = 1;      // shares this class's work is cut into
   // So many workers side by side walk the same keys of as many KV heads, whose rows a cache may

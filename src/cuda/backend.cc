@@ -127,6 +127,7 @@ class CudaBackend final : public Backend {
     const std::int32_t classes = plan.limits().num_classes;
     for (std::int32_t c = classes - 1; c >= 0; --c) {
       p.after_sibling = c < classes - 1;
+      if (p.after_sibling && plan.limits().classes[c].max_seq_rows == 0) continue;
       kernel.launch(p, c, handle_of(stream));
     }
     return !p.merges_tiles;

@@ -6,11 +6,11 @@ namespace diffkv::cuda {
 
 // Returns when all kernels that the stream got before this one have ended, and what they wrote can
 // be read. Every thread calls it before it reads or writes anything that an earlier kernel may
-// write or read, and before it ends: whoever waits for this kernel waits so for those before it,
-// too. A kernel whose start means that all before the one before it have ended may read what those
-// wrote before it waits, and if it has nothing to do with the one before it, call this at its end
-// only. That rests on each block of the one before it having waited for them before it let the next
-// kernel start.
+// write or read, and some thread of each kernel before it ends: whoever waits for this kernel waits
+// so for those before it, too. A kernel whose start means that all before the one before it have
+// ended may read what those wrote before it waits, and if it has nothing to do with the one before
+// it, one of its blocks alone call this, at its end. That rests on each block of the one before it
+// having waited for them before it let the next kernel start.
 __device__ inline void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -71,7 +71,7 @@ struct AttendKernelParams {
   // Whether the attention kernel merges cut tiles itself, instead of combine.
   bool merges_tiles;
   // Kernels of several tile classes of one attend work on different tiles, and so may run side by
-  // side: one after a sibling waits for it only at its end.
+  // side: one after a sibling waits for it only at its end, by one of its blocks.
   bool after_sibling;
 
   float scale;

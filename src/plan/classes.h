@@ -11,7 +11,8 @@
 namespace diffkv::plan {
 
 // The classes without the last ones that the batch's longest query leaves empty. Should a query be
-// longer, in device memory, it is the last class's, cut as finely as that has partials for.
+// longer, in device memory, it is the last class's, cut as finely as that has partials for. Where
+// that takes the sequences of the classes before it, too, these have none.
 inline ScheduleLimits bounded(ScheduleLimits limits, const PlanKey& key, const Batch& batch) {
   const std::int64_t query_len =
       batch.max_query_len > 0 ? batch.max_query_len : batch.num_actual_tokens;
@@ -25,6 +26,9 @@ inline ScheduleLimits bounded(ScheduleLimits limits, const PlanKey& key, const B
     last.invariant_max_tiles = std::min(last.invariant_max_tiles,
                                         (last.max_seq_rows + last.tile_rows - 1) / last.tile_rows);
     limits.num_classes = needed;
+  }
+  if (key.policy == SchedulePolicy::kBalanced && limits.classes[needed - 1].takes_smaller) {
+    for (std::int32_t c = 0; c < needed - 1; ++c) limits.classes[c].max_seq_rows = 0;
   }
   return limits;
 }

@@ -114,6 +114,13 @@ class Share {
   WorkStart stop_;
 };
 
+// Whether a worker has nothing to do.
+DIFFKV_HD inline bool share_is_empty(const ScheduleView& view, std::int32_t tile_class,
+                                     std::int32_t worker) {
+  const std::int32_t share = divide(worker, view.limits.classes[tile_class].head_lanes);
+  return view.tables.first_pieces[tile_class][share].seq < 0;
+}
+
 // Calls fn(piece) for every piece of a worker's share, in order.
 template <class Fn>
 DIFFKV_HD void for_each_piece(const ScheduleView& view, std::int32_t tile_class,

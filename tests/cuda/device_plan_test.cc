@@ -65,6 +65,7 @@ Inputs random_inputs(std::mt19937& rng, std::int64_t num_seqs) {
     cls.tile_heads = key.num_kv_heads % 2 == 0 ? uniform(1, 2) : 1;
     cls.tile_rows = 16 << (2 * c);
     cls.max_seq_rows = 16 << (2 * c);
+    cls.takes_smaller = uniform(0, 1) == 0;
     const std::int64_t head_groups = key.num_kv_heads / cls.tile_heads;
     cls.head_lanes = head_groups % 2 == 0 ? uniform(1, 2) : 1;
     // At times more starts than the planner keeps in shared memory.

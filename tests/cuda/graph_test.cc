@@ -131,6 +131,12 @@ TEST_P(CudaSteps, OnlyWhatCanHaveWorkIsLaunched) {
   Rig single(GetParam().key, sizes);
   single.fill(0, stream.get());
   EXPECT_EQ(Recorded(single, stream).num_kernels(), others + 1);
+  sizes.max_query_len = sizes.announced_query_len = 4;
+  Rig few(GetParam().key, sizes);
+  few.fill(0, stream.get());
+  const bool one_takes_all = backend().limits(GetParam().key).classes[1].takes_smaller &&
+                             GetParam().key.policy == SchedulePolicy::kBalanced;
+  EXPECT_EQ(Recorded(few, stream).num_kernels(), others + (one_takes_all ? 1 : 2));
 }
 
 // A query that is longer than the batch says is computed all the same.
@@ -139,18 +145,23 @@ TEST_P(CudaSteps, LongerQueriesThanAnnouncedAreRight) {
   RigSizes sizes{.max_seqs = 9, .max_tokens = 70, .max_blocks = 60, .block_size = 16};
   const OwnStream stream;
   Rig any(GetParam().key, sizes);
-  sizes.announced_query_len = 1;
-  Rig bounded(GetParam().key, sizes);
-  for (unsigned step = 0; step < 4; ++step) {
-    SCOPED_TRACE("step " + std::to_string(step));
-    any.fill(step, stream.get());
-    bounded.fill(step, stream.get());
-    any.enqueue(stream.get());
-    bounded.enqueue(stream.get());
-    const std::vector<float> expected = any.outputs(stream.get());
-    const std::vector<float> outputs = bounded.outputs(stream.get());
-    ASSERT_EQ(outputs.size(), expected.size());
-    for (std::size_t i = 0; i < outputs.size(); ++i) ASSERT_NEAR(outputs[i], expected[i], 0.03F);
+  // Of one token, and of as many as only the second class has room for, which may take all.
+  for (const std::int64_t announced : {1, 4}) {
+    sizes.announced_query_len = announced;
+    Rig bounded(GetParam().key, sizes);
+    for (unsigned step = 0; step < 4; ++step) {
+      SCOPED_TRACE(std::to_string(announced) + " tokens, step " + std::to_string(step));
+      any.fill(step, stream.get());
+      bounded.fill(step, stream.get());
+      any.enqueue(stream.get());
+      bounded.enqueue(stream.get());
+      const std::vector<float> expected = any.outputs(stream.get());
+      const std::vector<float> outputs = bounded.outputs(stream.get());
+      ASSERT_EQ(outputs.size(), expected.size());
+      for (std::size_t i = 0; i < outputs.size(); ++i) {
+        ASSERT_NEAR(outputs[i], expected[i], 0.03F);
+      }
+    }
   }
 }
 

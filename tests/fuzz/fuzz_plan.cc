@@ -72,6 +72,7 @@ ScheduleLimits make_limits(Bytes& bytes) {
     TileClass& cls = limits.classes[static_cast<std::size_t>(c)];
     cls.tile_rows = small(70);
     cls.max_seq_rows = least_rows += small(40);
+    cls.takes_smaller = bytes.range(0, 1) == 1;
     cls.block_keys = 1 << bytes.range(3, 8);
     cls.workers = small(40);
     cls.tile_cost = small(50);

@@ -50,6 +50,24 @@ TEST(Classes, WithoutABoundTheTokensAreOne) {
   EXPECT_EQ(classes_for(0, 4096), 3);
 }
 
+TEST(Classes, OneTakesTheSmallerOnesSequencesWhereItIsTheLast) {
+  ScheduleLimits limits = three_classes();
+  limits.classes[1].takes_smaller = true;
+  PlanKey key = usual_key();
+  Batch batch;
+  const auto rows_of_first = [&](std::int64_t max_query_len) {
+    batch.max_query_len = max_query_len;
+    return bounded(limits, key, batch).classes[0].max_seq_rows;
+  };
+  EXPECT_EQ(rows_of_first(1), 16);
+  EXPECT_EQ(rows_of_first(2), 0);
+  EXPECT_EQ(rows_of_first(8), 0);
+  EXPECT_EQ(rows_of_first(9), 16);
+  // What computes a sequence follows from it alone.
+  key.policy = SchedulePolicy::kBatchInvariant;
+  EXPECT_EQ(rows_of_first(2), 16);
+}
+
 // Partials are laid out before the batch is known, for tiles of the class's own sequences.
 TEST(Classes, TheLastCutsNoMoreTilesThanItHasPartialsFor) {
   Batch batch;

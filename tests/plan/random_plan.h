@@ -112,6 +112,7 @@ struct Planned {
       cls.least_cut = uniform(rng, 1, 4);
       cls.uncut_per_share = 16;
       cls.least_share_cost = uniform(rng, 0, 1) == 0 ? 0 : uniform(rng, 1, 2000);
+      cls.takes_smaller = uniform(rng, 0, 1) == 0;
       cls.invariant_max_tiles = 3;
       cls.invariant_max_pieces = 4;
       cls.invariant_least_keys = 1024 << uniform(rng, 0, 1);

@@ -17,6 +17,8 @@
 #include "cuda/generic/tile.h"
 #include "cuda/params.h"
 #include "cuda/tensor_maps.h"
+#include "plan/schedule.h"
+#include "plan/walk.h"
 
 namespace diffkv::cuda::mma {
 
@@ -57,10 +59,25 @@ __device__ inline void make_rings_ready(const AttendKernelParams& params, const 
   if (threadIdx.x < kWarp) ptx::arrive_at(kRingsBarrier, Producer<T>::kStarting);
 }
 
+// What a block without work does of a class that few batches have sequences of, and that many are
+// launched for. It starts when the plan is there, beside the kernel of another class.
+__device__ inline void leave_idle(const AttendKernelParams& params, std::int32_t tile_class,
+                                  std::int32_t worker) {
+  const plan::ScheduleView& schedule = params.schedule;
+  if (threadIdx.x == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
+    schedule.tables.cut_pieces[tile_class][worker] = 0;
+  }
+  if (worker == 0) wait_for_earlier_kernels();
+}
+
 template <class T>
 __device__ inline void attend(const AttendKernelParams& params, const KvMaps& maps, Depth depth,
                               std::int32_t tile_class) {
   extern __shared__ __align__(1024) std::byte memory[];
+  const auto worker = static_cast<std::int32_t>(blockIdx.x);
+  if (params.after_sibling && plan::share_is_empty(params.schedule, tile_class, worker)) {
+    return leave_idle(params, tile_class, worker);
+  }
   if (threadIdx.x == T::Grid::kConsumers * kWarp) Producer<T>::prefetch(maps);
   const Shared<T> shared(memory, depth);
   const bool boxes = Producer<T>::by_boxes(maps);
@@ -70,7 +87,6 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   // The kernel of another class of the same attend does not wait, and combine reads the plan before
   // it waits: they may only start when all that came before this one has ended.
   let_next_kernel_start();
-  const auto worker = static_cast<std::int32_t>(blockIdx.x);
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
   // Each call has a TileMerge of its own: of one that lived on, the compiler spilled the sums.
   const auto merge = [&] { return TileMerge<T>(params, shared, tile_class); };
@@ -99,7 +115,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
     if (merging) merge().run(ptx::opaque(!consumes));
     if (merges && describes) merge().meet();
   }
-  if (params.after_sibling) wait_for_earlier_kernels();
+  if (params.after_sibling && worker == 0) wait_for_earlier_kernels();
 }
 
 template <class T>

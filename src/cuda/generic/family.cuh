@@ -156,6 +156,13 @@ struct Family {
       // more.
       if (!heads) limits.classes[kDecode].tile_cost = 16;
     }
+    // Warpgroups read keys once for all rows there is room for, so fewer rows take no longer than
+    // the memory does, and a second kernel without work takes 3 us more. Those of fp8 convert all
+    // the time.
+    limits.classes[kWideDecode].takes_smaller = with_wide(gpu, [](auto tile) {
+      using T = typename decltype(tile)::type;
+      return T::Grid::kWarpgroups && !T::kFp8;
+    });
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
     const auto kv_heads = static_cast<std::int32_t>(key.num_kv_heads);
     limits.classes[kDecode].invariant_max_pieces = std::clamp(256 / kv_heads, 16, 64);
