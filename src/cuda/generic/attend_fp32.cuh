@@ -170,17 +170,19 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// Up to kRows rows of one piece of a tile, by the whole block. kColumns: columns of the output a
-// thread has.
+// Up to kRows rows of one KV head of a piece of a tile, by the whole block. kColumns: columns of
+// the output a thread has.
 template <int kColumns>
 class Rows {
  public:
   __device__ Rows(const AttendKernelParams& p, Shared& shared, const plan::Piece& piece,
-                  std::int32_t tile_class, std::int32_t first)
+                  std::int32_t tile_class, std::int32_t head, std::int32_t first)
       : p_(p),
         shared_(shared),
         piece_(piece),
         tile_class_(tile_class),
+        head_(head),
+        kv_head_(piece.tile.kv_head + head),
         first_(first),
         count_(min(piece.tile.num_rows - first, kRows)),
         seq_(plan::seq_mask(p.schedule, piece.seq)),
@@ -212,7 +214,7 @@ class Rows {
     core::RowKeys keys;
     bool live = false;
     if (r < count_) {
-      const RowPlace place = row_place(p_.schedule, piece_, 0, first_ + r);
+      const RowPlace place = row_place(p_.schedule, piece_, head_, first_ + r);
       live = place.token < p_.schedule.tables.num_tokens;
       shared_.token[r] = place.token;
       shared_.head[r] = place.head;
@@ -231,7 +233,7 @@ class Rows {
 
   __device__ void load_queries() {
     const std::int32_t chunks = p_.head_size_qk / kChunk;
-    const float scale = score_scale(p_, piece_.tile.kv_head);
+    const float scale = score_scale(p_, kv_head_);
     for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < kRows * chunks;
          i += kThreads) {
       const std::int32_t r = i / chunks;
@@ -310,7 +312,7 @@ class Rows {
     // Lanes past the last key repeat it, and see nothing.
     KeyPlace place{};
     if (works || warp_ == 0) {
-      place = place_of(p_, piece_.seq, piece_.tile.kv_head, min(key, end - 1));
+      place = place_of(p_, piece_.seq, kv_head_, min(key, end - 1));
     }
     if (warp_ == 0) shared_.value[buffer_][lane_] = place.value;
     float score[kWarpRows] = {};
@@ -408,11 +410,11 @@ class Rows {
       const core::SoftmaxState state = shared_.state[own];
       if (piece_.slot >= 0) {
         const std::int64_t at =
-            plan::partial_row(p_.schedule, tile_class_, piece_.slot, first_ + own);
+            plan::partial_row(p_.schedule, tile_class_, piece_.slot, first_ + own, head_);
         tables.partial_state[at] = state;
       } else {
         shared_.end[own] =
-            finish_row(p_, shared_.token[own], shared_.head[own], piece_.tile.kv_head, state, true);
+            finish_row(p_, shared_.token[own], shared_.head[own], kv_head_, state, true);
       }
     }
     __syncthreads();
@@ -427,7 +429,7 @@ class Rows {
         const float acc = outer[r * p_.head_size_v + column(i)];
         if (piece_.slot >= 0) {
           const std::int64_t at =
-              plan::partial_row(p_.schedule, tile_class_, piece_.slot, first_ + r);
+              plan::partial_row(p_.schedule, tile_class_, piece_.slot, first_ + r, head_);
           tables.partial_acc[at * tables.partial_stride + column(i)] = acc;
         } else {
           store_element(p_.output.dtype, shared_.end[r](acc),
@@ -441,6 +443,8 @@ class Rows {
   Shared& shared_;
   const plan::Piece& piece_;
   std::int32_t tile_class_;
+  std::int32_t head_;  // of the tile's
+  std::int32_t kv_head_;
   std::int32_t first_;
   std::int32_t count_;
   core::SeqMask seq_;
@@ -465,8 +469,11 @@ __global__ void __launch_bounds__(kThreads)
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   plan::for_each_piece(p.schedule, tile_class, static_cast<std::int32_t>(blockIdx.x),
                        [&](const plan::Piece& piece) {
-                         for (std::int32_t first = 0; first < piece.tile.num_rows; first += kRows) {
-                           Rows<kColumns>(p, shared, piece, tile_class, first).run();
+                         const plan::Tile& tile = piece.tile;
+                         for (std::int32_t head = 0; head < tile.num_heads; ++head) {
+                           for (std::int32_t first = 0; first < tile.num_rows; first += kRows) {
+                             Rows<kColumns>(p, shared, piece, tile_class, head, first).run();
+                           }
                          }
                        });
 }
