@@ -170,7 +170,8 @@ class Plan {
   Plan() = default;
 
   const PlanKey& key() const { return key_; }
-  // The tile classes that can have work.
+  // The tile classes up to the last that can have work; of the others max_seq_rows is 0 if they
+  // cannot.
   const ScheduleLimits& limits() const { return limits_; }
   const detail::PlanTables& tables() const { return tables_; }
   // The batch's, 0 where it was not known.

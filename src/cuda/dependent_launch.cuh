@@ -7,10 +7,10 @@ namespace diffkv::cuda {
 // Returns when all kernels that the stream got before this one have ended, and what they wrote can
 // be read. Every thread calls it before it reads or writes anything that an earlier kernel may
 // write or read, and some thread of each kernel before it ends: whoever waits for this kernel waits
-// so for those before it, too. A kernel whose start means that all before the one before it have
-// ended may read what those wrote before it waits, and if it has nothing to do with the one before
-// it, one of its blocks alone call this, at its end. That rests on each block of the one before it
-// having waited for them before it let the next kernel start.
+// so for those before it, too. Where each block of a kernel waits before it lets the next one
+// start, the next one's start means that all before that kernel have ended: it may read what those
+// wrote before it waits. If it has nothing to do with that kernel, nor with others of its kind
+// between them, one of its blocks alone may call this, at its end.
 __device__ inline void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

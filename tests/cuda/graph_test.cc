@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -79,6 +80,21 @@ class Recorded {
   cudaGraph_t graph_ = nullptr;
   cudaGraphExec_t executable_ = nullptr;
 };
+
+// Rows of `columns` numbers differ by what rounding to bf16 makes of them: not by a part of a tile.
+void expect_rows_alike(const std::vector<float>& rows, const std::vector<float>& expected,
+                       std::size_t columns) {
+  ASSERT_EQ(rows.size(), expected.size());
+  for (std::size_t first = 0; first < rows.size(); first += columns) {
+    double difference = 0;
+    double size = 0;
+    for (std::size_t i = first; i < first + columns; ++i) {
+      difference += std::pow(rows[i] - expected[i], 2);
+      size += std::pow(expected[i], 2);
+    }
+    ASSERT_LE(std::sqrt(difference), 0.02 * std::sqrt(size)) << "row " << first / columns;
+  }
+}
 
 // One recording honours the contents of every later step.
 void expect_new_contents_honoured(const PlanKey& key, const RigSizes& sizes) {
@@ -157,10 +173,7 @@ TEST_P(CudaSteps, LongerQueriesThanAnnouncedAreRight) {
       bounded.enqueue(stream.get());
       const std::vector<float> expected = any.outputs(stream.get());
       const std::vector<float> outputs = bounded.outputs(stream.get());
-      ASSERT_EQ(outputs.size(), expected.size());
-      for (std::size_t i = 0; i < outputs.size(); ++i) {
-        ASSERT_NEAR(outputs[i], expected[i], 0.03F);
-      }
+      expect_rows_alike(outputs, expected, static_cast<std::size_t>(GetParam().key.head_size_v));
     }
   }
 }

@@ -66,7 +66,8 @@ class Rig {
   void copy_outputs(const Rig& from, const OwnStream& stream);
   // Overwrites every index tensor with random bits.
   void spoil_indices(unsigned seed, Stream stream);
-  // update_cache, plan, attend, combine on the stream: a kernel each, of attend one a tile class.
+  // update_cache, plan, attend, combine on the stream: a kernel each, of attend one a tile class
+  // that can have sequences.
   void enqueue(Stream stream);
 
   // Bytes of the rows of the last fill's tokens, of their lse, and of the whole cache, once the

@@ -67,6 +67,7 @@ __device__ inline void leave_idle(const AttendKernelParams& params, std::int32_t
   if (threadIdx.x == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
     schedule.tables.cut_pieces[tile_class][worker] = 0;
   }
+  let_next_kernel_start();
   if (worker == 0) wait_for_earlier_kernels();
 }
 

@@ -19,6 +19,11 @@ namespace diffkv::cuda::mma {
 
 enum TileClassIndex : std::int32_t { kDecode, kWideDecode, kPrefill, kNumClasses };
 
+// Of a 16-bit key and its value, from which on warpgroups multiply 64 rows while the next keys are
+// read. 64 x 8192 keys, one sequence of four tokens among single ones, beside single ones alone:
+// 192/128 324 and 318 us, 128/128 279 and 263, 64/64 237 and 144 (H200).
+inline constexpr std::int64_t kReadBoundColumns = 256;
+
 // Blocks of a kernel that an SM has room for: fewer than it is made for where shared memory would
 // not hold two stages of each.
 template <class T>
@@ -156,13 +161,15 @@ struct Family {
       // more.
       if (!heads) limits.classes[kDecode].tile_cost = 16;
     }
-    // Warpgroups read keys once for all rows there is room for, so fewer rows take no longer than
-    // the memory does, and a second kernel without work takes 3 us more. Those of fp8 convert all
-    // the time.
-    limits.classes[kWideDecode].takes_smaller = with_wide(gpu, [](auto tile) {
+    // Warpgroups multiply for all rows there is room for. Where the memory takes longer, fewer rows
+    // cost nothing, and a second kernel without work 3 us. Of small heads it does not, and those of
+    // fp8 convert all the time.
+    const bool read_bound = key.head_size_qk + key.head_size_v >= kReadBoundColumns;
+    const bool by_groups = with_wide(gpu, [](auto tile) {
       using T = typename decltype(tile)::type;
       return T::Grid::kWarpgroups && !T::kFp8;
     });
+    limits.classes[kWideDecode].takes_smaller = read_bound && by_groups;
     // Few heads leave many SMs without a piece, unless a long sequence is cut more finely.
     const auto kv_heads = static_cast<std::int32_t>(key.num_kv_heads);
     limits.classes[kDecode].invariant_max_pieces = std::clamp(256 / kv_heads, 16, 64);
