@@ -160,9 +160,10 @@ TEST_P(CudaSteps, LongerQueriesThanAnnouncedAreRight) {
   DIFFKV_NEED_GPU();
   RigSizes sizes{.max_seqs = 9, .max_tokens = 70, .max_blocks = 60, .block_size = 16};
   const OwnStream stream;
-  Rig any(GetParam().key, sizes);
   // Of one token, and of as many as only the second class has room for, which may take all.
   for (const std::int64_t announced : {1, 4}) {
+    sizes.announced_query_len = 0;
+    Rig any(GetParam().key, sizes);
     sizes.announced_query_len = announced;
     Rig bounded(GetParam().key, sizes);
     for (unsigned step = 0; step < 4; ++step) {
