@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cli/output.h"
+#include "plan/classes.h"
 
 namespace diffkv::cli {
 namespace {
@@ -76,9 +77,9 @@ Table class_table(const ScheduleLimits& limits) {
     const TileClass& cls = limits.classes[static_cast<std::size_t>(c)];
     const bool last = c + 1 == limits.num_classes;
     table.add_row({fmt::format("{}", c), fmt::format("{}", cls.tile_rows),
-                   last                    ? "any other"
-                   : cls.max_seq_rows == 0 ? "none"
-                                           : fmt::format("<= {}", cls.max_seq_rows),
+                   last                                  ? "any other"
+                   : plan::can_have_sequences(limits, c) ? fmt::format("<= {}", cls.max_seq_rows)
+                                                         : "none",
                    fmt::format("{}", cls.block_keys), fmt::format("{}", cls.workers),
                    fmt::format("{}", cls.tile_cost), fmt::format("{}", cls.block_cost),
                    fmt::format("{}", cls.least_cut)});

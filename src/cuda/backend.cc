@@ -16,6 +16,7 @@
 #include "cuda/params.h"
 #include "cuda/stages.h"
 #include "diffkv/error.h"
+#include "plan/classes.h"
 
 namespace diffkv::cuda {
 namespace {
@@ -126,8 +127,8 @@ class CudaBackend final : public Backend {
     // The classes of the largest tiles first: what is left over then is small.
     const std::int32_t classes = plan.limits().num_classes;
     for (std::int32_t c = classes - 1; c >= 0; --c) {
+      if (!plan::can_have_sequences(plan.limits(), c)) continue;
       p.after_sibling = c < classes - 1;
-      if (p.after_sibling && plan.limits().classes[c].max_seq_rows == 0) continue;
       kernel.launch(p, c, handle_of(stream));
     }
     return !p.merges_tiles;

@@ -33,4 +33,9 @@ inline ScheduleLimits bounded(ScheduleLimits limits, const PlanKey& key, const B
   return limits;
 }
 
+// Whether sequences of a batch can be of that class. The last one takes what the others do not.
+inline bool can_have_sequences(const ScheduleLimits& limits, std::int32_t tile_class) {
+  return tile_class + 1 == limits.num_classes || limits.classes[tile_class].max_seq_rows > 0;
+}
+
 }  // namespace diffkv::plan

@@ -89,6 +89,7 @@ void expect_rows_alike(const std::vector<float>& rows, const std::vector<float>&
     double difference = 0;
     double size = 0;
     for (std::size_t i = first; i < first + columns; ++i) {
+      ASSERT_NEAR(rows[i], expected[i], 0.03F);
       difference += std::pow(rows[i] - expected[i], 2);
       size += std::pow(expected[i], 2);
     }

@@ -21,7 +21,8 @@ enum TileClassIndex : std::int32_t { kDecode, kWideDecode, kPrefill, kNumClasses
 
 // Of a 16-bit key and its value, from which on warpgroups multiply 64 rows while the next keys are
 // read. 64 x 8192 keys, one sequence of four tokens among single ones, beside single ones alone:
-// 192/128 324 and 318 us, 128/128 279 and 263, 64/64 237 and 144 (H200).
+// 192/128 324 and 324 us, 128/128 279 and 263, 64/64 237 and 144 (H200s, 192/128 in a call of its
+// own).
 inline constexpr std::int64_t kReadBoundColumns = 256;
 
 // Blocks of a kernel that an SM has room for: fewer than it is made for where shared memory would
