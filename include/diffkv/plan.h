@@ -141,7 +141,7 @@ struct PlanTables {
   std::array<WorkStart*, kMaxTileClasses> starts{};          // [workers / head_lanes + 1]
   std::array<FirstPiece*, kMaxTileClasses> first_pieces{};   // [workers / head_lanes]
   // [workers], for kernels whose thread blocks merge tiles themselves: of the tile that a worker
-  // starts and does not end, who has left a partial (see TileMerge); 0 before and after an attend.
+  // starts and does not end, who has left a partial (see Meeting); 0 before and after an attend.
   std::array<std::uint64_t*, kMaxTileClasses> arrivals{};
   // [workers], kBatchInvariant: pieces of cut tiles that a worker has, once an attend has counted
   // them; -1: not known yet.

@@ -10,6 +10,7 @@
 #include "cuda/dependent_launch.cuh"
 #include "cuda/generic/consumer.cuh"
 #include "cuda/generic/finish.cuh"
+#include "cuda/generic/meeting.cuh"
 #include "cuda/generic/merge.cuh"
 #include "cuda/generic/producer.cuh"
 #include "cuda/generic/ptx.cuh"
@@ -38,6 +39,9 @@ __device__ inline void make_rings_ready(const AttendKernelParams& params, const 
       ptx::init(shared.described + i, kWarpArrivals);
     }
     ptx::init(shared.counted, kWarpArrivals);
+    for (int i = 0; i < 2; ++i) {
+      ptx::init(shared.written + i, T::Grid::kConsumers * kWarpArrivals);
+    }
     if constexpr (kForRacecheck) {
       ptx::init(&shared.racecheck->met, kWarp);
       Together::make_ready(*shared.racecheck);
@@ -89,17 +93,18 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   // it waits: they may only start when all that came before this one has ended.
   let_next_kernel_start();
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
-  // Each call has a TileMerge of its own: of one that lived on, the compiler spilled the sums.
+  // Each call has objects of its own: of those that lived on, the compiler spilled the sums.
   const auto merge = [&] { return TileMerge<T>(params, shared, tile_class); };
+  const auto meeting = [&] { return Meeting<T>(params, shared, tile_class); };
   const bool merges = params.merges_tiles;
   bool merging = false;
   if (!consumes) {
     if constexpr (T::kGiveRegisters) ptx::leave_registers<T::kProducerRegisters>();
     const bool busy = Producer<T>(params, maps, shared, depth, tile_class).run(worker);
     if (merges && describes) {
-      merge().count_parts();
+      meeting().count_parts();
       merging = T::kRehearses && busy;
-      if constexpr (!T::kRehearses) merge().meet();
+      if constexpr (!T::kRehearses) meeting().run();
     }
   } else {
     if constexpr (T::kGiveRegisters) ptx::take_registers<T::kConsumerRegisters>();
@@ -114,7 +119,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   // up too many registers.
   if constexpr (T::kRehearses) {
     if (merging) merge().run(ptx::opaque(!consumes));
-    if (merges && describes) merge().meet();
+    if (merges && describes) meeting().run();
   }
   if (params.after_sibling && worker == 0) wait_for_earlier_kernels();
 }

@@ -551,8 +551,12 @@ class Consumer {
     for (int m = 0; m < Grid::kRowTiles; ++m) {
       finish.write(states_[m], sums_[m], first_row_ + m * kMmaRows);
     }
+    ptx::Barrier* const written = piece().slot >= 0 ? shared_.written + piece().cut : nullptr;
     __syncwarp();
-    if (arrives(lane_)) ptx::arrive(shared_.query_empty + query_.index);
+    if (arrives(lane_)) {
+      ptx::arrive(shared_.query_empty + query_.index);
+      if (written != nullptr) ptx::arrive(written);
+    }
     query_.advance(depth_.query_buffers);
   }
 

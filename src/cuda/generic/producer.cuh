@@ -412,22 +412,23 @@ class Producer {
         ++cut_pieces_;
         info.partial_row = plan::partial_row(schedule, tile_class_, piece.slot, 0);
         const std::int32_t lanes = schedule.limits.classes[tile_class_].head_lanes;
-        shared_.cut_pieces[piece.first() ? 1 : 0] = {
-            piece.end_block - piece.begin_block,
-            tile.num_blocks,
-            piece.seq,
-            piece.line_index,
-            piece.first_share * lanes + tile.head_group % lanes,
-            piece.slot,
-            first_token,
-            tile.kv_head,
-            tile.first_row,
-            tile.num_rows,
-            CutPiece::kNobody,
-            0,
-            0,
-            0,
-            false};
+        info.cut = piece.first() ? 1 : 0;
+        shared_.cut_pieces[info.cut] = {piece.end_block - piece.begin_block,
+                                        tile.num_blocks,
+                                        piece.seq,
+                                        piece.line_index,
+                                        piece.first_share * lanes + tile.head_group % lanes,
+                                        piece.slot,
+                                        first_token,
+                                        tile.kv_head,
+                                        tile.first_row,
+                                        tile.num_rows,
+                                        CutPiece::kNobody,
+                                        0,
+                                        0,
+                                        0,
+                                        0,
+                                        false};
       }
       info.kv_head = tile.kv_head;
       info.slot = piece.slot;

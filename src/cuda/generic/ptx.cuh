@@ -122,6 +122,19 @@ __device__ inline void leave_registers() {
 #endif
 }
 
+// Whether the phase of that parity has ended.
+__device__ inline bool has_ended(Barrier* barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\t"
+      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, p;\n\t}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 // A barrier of `threads` threads of the block; `id` 1 to 15.
 __device__ inline void sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -197,6 +210,9 @@ __device__ inline unsigned long long look_at(const unsigned long long* word) {
   return x;
 }
 
+// For some 200 ns.
+__device__ inline void pause() { asm volatile("nanosleep.u32 200;" ::: "memory"); }
+
 // --- stores to global memory ---------------------------------------------------------------------
 
 // 4, 8 or 16 bytes.
@@ -257,6 +273,13 @@ __device__ inline void multiply_add<__nv_bfloat16>(float (&c)[4], const std::uin
 __device__ inline float exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The highest bit that is set.
+__device__ inline std::int32_t log2(std::int32_t x) {
+  std::int32_t y;
+  asm("bfind.u32 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
 

@@ -13,9 +13,8 @@ namespace diffkv::cuda::mma {
 // Barriers of warps, by number; 0 is __syncthreads'.
 enum NamedBarrier : int {
   kConsumerBarrier = 1,                // all consumers
-  kWrittenBarrier,                     // consumers, and the describer: partials are written
   kTogetherBarrier,                    // and the next one, of a warpgroup each
-  kMetBarrier = kTogetherBarrier + 2,  // those of kWrittenBarrier: others' partials are there
+  kMetBarrier = kTogetherBarrier + 2,  // consumers, and the describer: others' partials are there
   kRingsBarrier,  // producers, and a warp of consumers: the block's shared memory is ready for
                   // copies
 };
@@ -47,9 +46,10 @@ struct Shared {
     query_empty = query_full + kMaxQueryBuffers;
     described = query_empty + kMaxQueryBuffers;
     counted = reinterpret_cast<ptx::Barrier*>(base + layout.counted);
-    racecheck = kForRacecheck ? reinterpret_cast<RacecheckMemory*>(counted + 1) : nullptr;
+    written = counted + 1;
+    racecheck = kForRacecheck ? reinterpret_cast<RacecheckMemory*>(written + 2) : nullptr;
     cut_pieces = reinterpret_cast<CutPiece*>(base + layout.cut_pieces);
-    part_shares = reinterpret_cast<std::uint16_t*>(base + layout.part_shares);
+    part_slots = reinterpret_cast<std::uint16_t*>(base + layout.part_slots);
     began = reinterpret_cast<long long*>(base + layout.began);
   }
 
@@ -68,10 +68,12 @@ struct Shared {
   ptx::Barrier* query_empty;
   ptx::Barrier* described;     // a piece, with what its end needs
   ptx::Barrier* counted;       // the parts of the cut pieces' tiles
+  ptx::Barrier* written;       // [2]: the partials of the cut pieces
   RacecheckMemory* racecheck;  // null in all other builds
   CutPiece* cut_pieces;        // [2]: one that the share starts with, one that it ends with
-  // [2, kMostParts]: of those pieces' tiles, the shares that have a part, counted from the first.
-  std::uint16_t* part_shares;
+  // [2, kMostParts]: of those pieces' tiles, the slots of the parts, counted from the class's
+  // first.
+  std::uint16_t* part_slots;
   long long* began;  // the clock when the block started
 };
 

@@ -251,6 +251,7 @@ struct alignas(16) PieceInfo {
   std::int64_t partial_row;  // of its first row, if it has a slot
   std::int32_t kv_head;      // the first
   std::int32_t slot;
+  std::int32_t cut;          // which of Shared::cut_pieces, if it has a slot
   std::int32_t first_token;  // of the sequence
   float value_scale[kHeads];
   // Where each row of the output is, in bytes from its start; -1: nowhere. Its sink.
@@ -275,13 +276,18 @@ struct alignas(16) CutPiece {
   std::int32_t kv_head;
   std::int32_t first_row;
   std::int32_t num_rows;
-  Merger merger;  // known when the piece's partial is written
-  // How many parts the tile has, and which one this is.
+  Merger merger;  // known when the block has met others
+  // How many parts the tile has, and which one this is. The blocks of parts [0, mergers) merge a
+  // divided tile: all, or all but the last, whose block goes on with other tiles.
   std::int32_t parts;
   std::int32_t part;
+  std::int32_t mergers;
   // Of a tile of many parts: lanes that have some columns of a row between them; else 0.
   std::int32_t lanes;
-  bool waits;  // whether the blocks of the tile wait for each other and divide its rows
+  bool waits;  // whether the tile is divided: those blocks wait for all parts
+
+  // A load of its own: with its neighbours, the compiler would load it before it is known.
+  DIFFKV_HD Merger known_merger() const { return *static_cast<const volatile Merger*>(&merger); }
 };
 
 enum StageFlags : std::int32_t { kLastOfPiece = 1, kNoMoreWork = 2 };
@@ -309,9 +315,9 @@ struct SharedLayout {
         stage_infos(row_sum + kRowFloats),
         barriers(stage_infos + kSlices * static_cast<int>(sizeof(StageInfo))),
         cut_pieces(barriers + (2 * kSlices + 3 * kMaxQueryBuffers) * 8),
-        part_shares(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))),
-        counted(part_shares + 2 * kMostParts * 2),
-        began(counted + 8 + kRacecheckBytes),
+        part_slots(cut_pieces + 2 * static_cast<int>(sizeof(CutPiece))),
+        counted(part_slots + 2 * kMostParts * 2),
+        began(counted + 3 * 8 + kRacecheckBytes),
         bytes(began + 8) {}
 
   static constexpr int kRacecheckBytes =
@@ -328,7 +334,7 @@ struct SharedLayout {
   int stage_infos;
   int barriers;
   int cut_pieces;
-  int part_shares;
+  int part_slots;
   int counted;
   int began;
   int bytes;

@@ -1,0 +1,167 @@
+// Cut tiles that blocks merge themselves: right whatever the partials held before, also a second
+// time, and nothing is left behind for the next attend.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/softmax.h"
+#include "cuda/device.h"
+#include "diffkv/plan.h"
+#include "tests/cuda/rig.h"
+#include "verify/cases.h"
+#include "verify/codec.h"
+#include "verify/compare.h"
+#include "verify/generate.h"
+#include "verify/placed.h"
+#include "verify/rows.h"
+#include "verify/run_flow.h"
+
+namespace diffkv::cuda {
+namespace {
+
+struct Shape {
+  std::string name;
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  std::int64_t head_size_v;
+  std::vector<verify::SeqShape> seqs;
+  bool mixed;  // whether shares end a cut tile and begin another
+};
+
+// Sequences that shares begin and end in, some within one share, some across many.
+std::vector<verify::SeqShape> mixed(int count, std::int64_t query_len, std::int64_t longest) {
+  std::mt19937 rng(7);
+  std::vector<verify::SeqShape> seqs;
+  for (int s = 0; s < count; ++s) {
+    const std::int64_t most = s % 5 < 2 ? longest : longest / 20;
+    seqs.push_back({query_len, std::uniform_int_distribution<std::int64_t>(query_len, most)(rng)});
+  }
+  return seqs;
+}
+
+std::vector<Shape> shapes() {
+  return {{"one_of_four_heads", 64, 4, 128, {{1, 12000}}, false},
+          {"mixed_of_four_heads", 64, 4, 128, mixed(60, 1, 3000), true},
+          {"mixed_of_one_head", 16, 1, 128, mixed(60, 1, 6000), true},
+          {"mixed_of_small_heads", 32, 2, 64, mixed(50, 1, 20000), true},
+          {"mixed_of_four_tokens", 16, 1, 128, mixed(40, 4, 30000), true},
+          {"mixed_prefills", 8, 1, 128, mixed(6, 100, 6000), false}};
+}
+
+// Shares of the plan that end a tile that they do not begin, and begin one that they do not end.
+int shares_with_two_cuts(const Plan& plan) {
+  int found = 0;
+  for (int k = 0; k < plan.limits().num_classes; ++k) {
+    const TileClass& cls = plan.limits().classes[k];
+    std::vector<detail::WorkStart> starts(
+        static_cast<std::size_t>(cls.workers / cls.head_lanes + 1));
+    DIFFKV_CUDA_CALL(cudaMemcpy(starts.data(), plan.tables().starts[k],
+                                starts.size() * sizeof(detail::WorkStart), cudaMemcpyDeviceToHost));
+    for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
+      const bool same = starts[s].seq == starts[s + 1].seq && starts[s].tile == starts[s + 1].tile;
+      if (!same && starts[s].block > 0 && starts[s + 1].block > 0) ++found;
+    }
+  }
+  return found;
+}
+
+// Of all rows that the problem has.
+std::vector<double> values_of(const TensorView& output, std::int64_t tokens) {
+  std::vector<double> values;
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    for (std::int64_t head = 0; head < output.shape[1]; ++head) {
+      for (std::int64_t d = 0; d < output.shape[2]; ++d) {
+        values.push_back(verify::load(output.data, output.dtype,
+                                      token * output.strides[0] + head * output.strides[1] + d));
+      }
+    }
+  }
+  return values;
+}
+
+class CudaMerges : public testing::TestWithParam<Shape> {};
+
+INSTANTIATE_TEST_SUITE_P(Every, CudaMerges, testing::ValuesIn(shapes()),
+                         [](const auto& shape) { return shape.param.name; });
+
+TEST_P(CudaMerges, EveryAttendOfAPlanIsRight) {
+  DIFFKV_NEED_GPU();
+  const Shape& shape = GetParam();
+  verify::Case c;
+  c.key.num_heads = shape.heads;
+  c.key.num_kv_heads = shape.kv_heads;
+  c.key.head_size_qk = shape.head_size_v == 64 ? 64 : 192;
+  c.key.head_size_v = shape.head_size_v;
+  c.seqs = shape.seqs;
+  c.block_size = 64;
+  c.sinks = DType::kF32;
+  c.lse = true;
+  const Device device{DeviceType::kCuda, 0};
+  verify::GeneratedProblem problem(c, 5);
+  verify::PlacedProblem placed(backend(), problem, device);
+  update_cache(backend(), placed.new_key(), placed.new_value(), placed.args().cache,
+               placed.slot_mapping());
+  const verify::PlanMemory memory(backend(), problem.key(), problem.maxima(), device);
+  const Plan plan =
+      make_plan(backend(), problem.key(), problem.maxima(), placed.args().batch, memory.view());
+  const detail::PlanTables& tables = plan.tables();
+  backend().synchronize(device, {});
+  EXPECT_TRUE(!shape.mixed || shares_with_two_cuts(plan) > 0);
+  std::int64_t tokens = 0;
+  for (const verify::SeqShape& seq : c.seqs) tokens += seq.query_len;
+  std::vector<double> first;
+  std::int64_t partial_rows = 0;
+  for (int k = 0; k < plan.limits().num_classes; ++k) {
+    const TileClass& cls = plan.limits().classes[k];
+    partial_rows =
+        std::max(partial_rows, tables.first_partial_row[k] +
+                                   std::int64_t{2} * cls.workers * cls.tile_rows * cls.tile_heads);
+  }
+  for (int round = 0; round < 3; ++round) {
+    SCOPED_TRACE("round " + std::to_string(round));
+    // NaN where a partial would be read that is not there yet.
+    DIFFKV_CUDA_CALL(
+        cudaMemset(tables.partial_acc, 0xff,
+                   static_cast<std::size_t>(partial_rows * tables.partial_stride) * sizeof(float)));
+    DIFFKV_CUDA_CALL(
+        cudaMemset(tables.partial_state, 0xff,
+                   static_cast<std::size_t>(partial_rows) * sizeof(core::SoftmaxState)));
+    placed.poison_outputs();
+    attend(backend(), placed.params(), placed.args(), plan);
+    backend().synchronize(device, {});
+    placed.fetch();
+    const std::vector<double> values = values_of(problem.args().output, tokens);
+    const auto missing =
+        std::count_if(values.begin(), values.end(), [](double x) { return std::isnan(x); });
+    EXPECT_EQ(missing, 0) << "of " << values.size();
+    if (round == 0) first = values;
+    EXPECT_TRUE(missing > 0 || values == first) << "other bits than in the first round";
+    constexpr std::int64_t kSampledWork = 60'000'000;
+    const verify::RowsCheck rows =
+        verify::check_rows(problem.key(), problem.params(), problem.args(),
+                           verify::tolerance(problem.key(), c.output_dtype), kSampledWork,
+                           5U + static_cast<unsigned>(round));
+    EXPECT_GT(rows.rows, 0);
+    EXPECT_EQ(rows.wrong, 0) << rows.what;
+    for (int k = 0; k < plan.limits().num_classes; ++k) {
+      std::vector<std::uint64_t> words(static_cast<std::size_t>(plan.limits().classes[k].workers));
+      DIFFKV_CUDA_CALL(cudaMemcpy(words.data(), tables.arrivals[k],
+                                  words.size() * sizeof(std::uint64_t), cudaMemcpyDeviceToHost));
+      for (std::size_t w = 0; w < words.size(); ++w) {
+        EXPECT_EQ(words[w], 0U) << "class " << k << ", worker " << w;
+      }
+    }
+  }
+  EXPECT_EQ(memory.guard_damage(), "");
+  EXPECT_EQ(problem.damage(), "");
+}
+
+}  // namespace
+}  // namespace diffkv::cuda
