@@ -2,10 +2,11 @@
 // it.
 //
 // Of a tile that begins in one block's share and ends in another's, all blocks but the last have
-// nothing to do behind it, and end at about the same time; the last one mostly goes on with other
-// tiles, and of few tiles says early that its partial is there. So the others merge it, and wait
-// for each other if they divide its rows. Of tiles that are not divided, and of those whose blocks
-// did not want to wait any longer, the block that was missing last merges all rows.
+// nothing to do behind it, and end at about the same time. The last one mostly goes on with other
+// tiles; unless these are many it has said by then that its partial is there. So the others merge
+// the tile, and wait for each other if they divide its rows. Of tiles that are not divided, and of
+// those whose blocks did not want to wait any longer, the block that was missing last merges all
+// rows.
 #pragma once
 
 #include <cstdint>
