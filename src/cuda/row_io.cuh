@@ -82,15 +82,18 @@ __device__ inline RowScales row_scales(const AttendKernelParams& p, std::int32_t
   return scales;
 }
 
+__device__ inline void write_lse(const AttendKernelParams& p, std::int64_t token, std::int32_t head,
+                                 float lse) {
+  p.lse[head * p.lse_stride_head + token * p.lse_stride_token] = lse;
+}
+
 // Adds the sink to a row's softmax and writes its lse. Call once a row: `writes_lse` says whether
 // this thread is the one that does.
 __device__ inline RowEnd finish_row(const AttendKernelParams& p, std::int64_t token,
                                     std::int32_t head, const RowScales& scales,
                                     core::SoftmaxState state, bool writes_lse) {
   const core::SoftmaxEnd end = core::finish(state, scales.sink);
-  if (writes_lse && p.lse != nullptr) {
-    p.lse[head * p.lse_stride_head + token * p.lse_stride_token] = end.lse;
-  }
+  if (writes_lse && p.lse != nullptr) write_lse(p, token, head, end.lse);
   RowEnd row;
   row.factor = end.factor * scales.value;
   row.empty = end.empty;

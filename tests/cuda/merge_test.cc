@@ -14,6 +14,8 @@
 #include "core/softmax.h"
 #include "cuda/device.h"
 #include "diffkv/plan.h"
+#include "plan/schedule.h"
+#include "plan/shares.h"
 #include "tests/cuda/rig.h"
 #include "verify/cases.h"
 #include "verify/codec.h"
@@ -60,13 +62,12 @@ int shares_with_two_cuts(const Plan& plan) {
   int found = 0;
   for (int k = 0; k < plan.limits().num_classes; ++k) {
     const TileClass& cls = plan.limits().classes[k];
-    std::vector<detail::WorkStart> starts(
-        static_cast<std::size_t>(cls.workers / cls.head_lanes + 1));
+    std::vector<detail::WorkStart> starts(static_cast<std::size_t>(plan::num_shares(cls) + 1));
     DIFFKV_CUDA_CALL(cudaMemcpy(starts.data(), plan.tables().starts[k],
                                 starts.size() * sizeof(detail::WorkStart), cudaMemcpyDeviceToHost));
     for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
-      const bool same = starts[s].seq == starts[s + 1].seq && starts[s].tile == starts[s + 1].tile;
-      if (!same && starts[s].block > 0 && starts[s + 1].block > 0) ++found;
+      if (plan::same_tile(starts[s], starts[s + 1])) continue;
+      if (starts[s].block > 0 && starts[s + 1].block > 0) ++found;
     }
   }
   return found;

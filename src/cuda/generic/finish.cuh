@@ -25,7 +25,7 @@ __device__ inline void write_lse(const AttendKernelParams& params,
                                  float lse) {
   const RowPlace place = row_place(piece.first_token, piece.kv_head + piece.head_of(row),
                                    params.schedule.group, piece.first_row + piece.row_in_head(row));
-  params.lse[place.head * params.lse_stride_head + place.token * params.lse_stride_token] = lse;
+  write_lse(params, place.token, place.head, lse);
 }
 
 template <class T>

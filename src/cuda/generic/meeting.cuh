@@ -122,9 +122,9 @@ class Meeting {
   }
 
   // A consumer warp: until this block knows who merges its tiles.
-  __device__ void wait() const {
+  static __device__ void wait(const Shared<T>& shared) {
     if constexpr (kForRacecheck) {
-      ptx::wait(&shared_.racecheck->met, 0);
+      ptx::wait(&shared.racecheck->met, 0);
     } else {
       ptx::sync(kMetBarrier, kMeeting);
     }

@@ -7,6 +7,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -68,7 +69,7 @@ class TileMerge {
 
   // Waits, the first time, until this block knows who merges its tiles.
   __device__ Turn turn_of(const CutPiece& piece, bool& met) const {
-    if (!met) Meeting<T>(params_, shared_, tile_class_).wait();
+    if (!met) Meeting<T>::wait(shared_);
     met = true;
     const auto merger = piece.known_merger();
     if (merger == CutPiece::kNobody) return Turn::kNone;
@@ -390,8 +391,7 @@ class TileMerge {
     const float of_sink = sink == -core::kNegInf ? 1.0F : exp_difference(sink, max);
     const float sum = fmaf(state.sum, keep, of_sink);
     if (writes_lse && params_.lse != nullptr) {
-      params_.lse[out.place.head * params_.lse_stride_head +
-                  out.place.token * params_.lse_stride_token] = max + std::log(sum);
+      write_lse(params_, out.place.token, out.place.head, max + std::log(sum));
     }
     return __fdividef(keep, sum) * out.scales.value;
   }
@@ -406,6 +406,7 @@ class TileMerge {
     if (!writes) return;
     const DType dtype = params_.output.dtype;
     const bool plain = params_.output_scale.data == nullptr && !is_fp8(dtype);
+    // As size_of and store_four_wide say, without their jumps.
     const int bytes = dtype == DType::kF32 ? 4 : is_fp8(dtype) ? 1 : 2;
     std::byte* to = out.to + column * bytes;
 #pragma unroll

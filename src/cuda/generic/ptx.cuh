@@ -67,12 +67,25 @@ __device__ inline void arrive_after_copies(Barrier* barrier) {
                : "memory");
 }
 
+// Whether the phase of that parity has ended.
+__device__ inline bool has_ended(Barrier* barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\t"
+      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, p;\n\t}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 // Waits for the end of the phase of that parity.
 __device__ inline void wait(Barrier* barrier, std::uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
   const std::uint32_t address = shared_address(barrier);
   std::uint32_t done = 0;
   while (done == 0) {
-#if __CUDA_ARCH__ >= 900
     asm volatile(
         "{\n\t.reg .pred p;\n\t"
         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
@@ -80,16 +93,11 @@ __device__ inline void wait(Barrier* barrier, std::uint32_t parity) {
         : "=r"(done)
         : "r"(address), "r"(parity)
         : "memory");
-#else
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t"
-        "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(done)
-        : "r"(address), "r"(parity)
-        : "memory");
-#endif
   }
+#else
+  while (!has_ended(barrier, parity)) {
+  }
+#endif
 }
 
 // Makes the barriers' initialisation visible to the copy engine.
@@ -120,19 +128,6 @@ __device__ inline void leave_registers() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 #endif
-}
-
-// Whether the phase of that parity has ended.
-__device__ inline bool has_ended(Barrier* barrier, std::uint32_t parity) {
-  std::uint32_t done;
-  asm volatile(
-      "{\n\t.reg .pred p;\n\t"
-      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n\t"
-      "selp.u32 %0, 1, 0, p;\n\t}"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
 }
 
 // A barrier of `threads` threads of the block; `id` 1 to 15.
