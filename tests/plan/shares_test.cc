@@ -47,8 +47,9 @@ TEST(Shares, ThereAreNoMoreSharesThanTheWorkIsWorth) {
   EXPECT_EQ(shares_of(limits, cls, 5000), 3);
 }
 
-// Where the first share ends of a tile of so many blocks, cut for so many workers.
-std::int32_t first_cut(std::int32_t blocks, std::int32_t workers, std::int32_t tile_cost = 1) {
+// Where share `index` starts of a tile of so many blocks, cut for so many workers.
+std::int32_t cut(std::int32_t blocks, std::int32_t workers, std::int32_t tile_cost = 1,
+                 std::int32_t index = 1) {
   std::int32_t query_start_loc[] = {0, 1};
   std::int32_t seq_lens[] = {blocks * 64};
   detail::PlanTables tables;
@@ -66,19 +67,29 @@ std::int32_t first_cut(std::int32_t blocks, std::int32_t workers, std::int32_t t
   cls.tile_cost = tile_cost;
   std::int64_t cost_before[] = {0, cls.tile_cost + std::int64_t{blocks} * cls.block_cost};
   view.tables.cost_before[0] = cost_before;
-  return share_start(view, 0, 1).at.block;
+  return share_start(view, 0, index).at.block;
 }
 
 // A piece has four blocks, so that what it costs beside them is worth it; but where shares are
 // short nobody works through several blocks while others have nothing to do.
 TEST(Shares, PiecesAreShortOnlyWhereSharesAre) {
-  EXPECT_EQ(first_cut(64, 8), 7);   // the start of a tile weighs as much as a block
-  EXPECT_EQ(first_cut(40, 10), 3);  // of shares of 4
-  EXPECT_EQ(first_cut(32, 16), 1);
-  EXPECT_EQ(first_cut(8, 4), 1);
-  EXPECT_EQ(first_cut(4, 2), 1);
-  EXPECT_EQ(first_cut(32, 16, 7), 0);  // a seventh of what the tile's start costs
-  EXPECT_EQ(first_cut(72, 8, 7), 0);   // 3 blocks of shares of 9: the next one takes them
+  EXPECT_EQ(cut(40, 10), 4);
+  EXPECT_EQ(cut(32, 16), 2);
+  EXPECT_EQ(cut(4, 2), 2);
+  EXPECT_EQ(cut(32, 16, 7), 0);  // a seventh of what the tile's start costs
+  EXPECT_EQ(cut(20, 2, 30), 0);  // less than that
+}
+
+// Whatever the start of a tile weighs: every piece has one.
+TEST(Shares, PiecesOfATileAreEqual) {
+  for (const std::int32_t tile_cost : {1, 3, 7}) {
+    for (const std::int32_t workers : {2, 8, 32}) {
+      for (std::int32_t share = 0; share < workers; ++share) {
+        EXPECT_EQ(cut(512, workers, tile_cost, share), 512 / workers * share)
+            << "for " << workers << ", a start of " << tile_cost;
+      }
+    }
+  }
 }
 
 }  // namespace
