@@ -1,5 +1,6 @@
 #include "cuda/params.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace diffkv::cuda {
@@ -61,7 +62,9 @@ AttendKernelParams attend_kernel_params(const AttentionParams& params, const Att
   }
 
   p.scale = params.scale;
-  p.soft_cap = params.soft_cap > 0.0F ? params.soft_cap : 0.0F;
+  // The inverse of a larger one would not be a normal number.
+  constexpr float kMostCap = 1e37F;
+  p.soft_cap = std::clamp(params.soft_cap, 0.0F, kMostCap);
   p.alibi_sqrt = params.alibi_sqrt;
   p.alibi_slopes = vector_params(params.alibi_slopes);
   if (params.sink_mode == SinkMode::kIn) p.sinks = vector_params(params.sinks);

@@ -62,7 +62,7 @@ void add_mask_cases(CaseList& list) {
 
 void add_score_cases(CaseList& list) {
   // Kernels may compute large caps in a way of their own.
-  for (const float cap : {0.5F, 4.0F, 50.0F, 1000.0F}) {
+  for (const float cap : {0.5F, 4.0F, 50.0F, 1000.0F, 3e38F}) {
     const std::string feature = "soft_cap";
     for (const NamedBatch& batch : all_batches()) {
       Case c = base_case(batch);

@@ -65,6 +65,8 @@ class Consumer {
   // Warps that decide together what of a slice is computed, and their rows.
   static constexpr int kTogether = Grid::kWarpgroups ? 4 : 1;
   static constexpr int kRowsTogether = kTogether * Grid::kRowTiles * kMmaRows;
+  // Whether these are all rows of a KV head: what none of them sees is not brought.
+  static constexpr bool kSeeAlike = kRowsTogether == T::kHeadRows;
   static_assert(!Grid::kWarpgroups || (Grid::kWarpKeys == kSliceKeys && Grid::kRowTiles == 1));
   static_assert(Grid::kConsumers / kTogether <= kMetBarrier - kTogetherBarrier ||
                 !Grid::kWarpgroups);
@@ -93,7 +95,7 @@ class Consumer {
     for (std::int32_t at = first; at < first + Grid::kWarpKeys; at += kSliceKeys) {
       const std::int32_t first_key = block.first_key + at;
       if (first_key < block.end && first_key + kSliceKeys > block.begin &&
-          any_sees(first_key, first_key + kSliceKeys)) {
+          (kSeeAlike || any_sees(first_key, first_key + kSliceKeys))) {
         released = run_slice(block, first_key, at);
       }
     }
@@ -154,9 +156,11 @@ class Consumer {
     all_.prefix_end = __reduce_min_sync(kAllLanes, all.prefix_end);
     all_.begin = __reduce_max_sync(kAllLanes, all.begin);
     all_.end = __reduce_min_sync(kAllLanes, all.end);
-    any_.prefix_end = __reduce_max_sync(kAllLanes, any.prefix_end);
-    any_.begin = __reduce_min_sync(kAllLanes, any.begin);
-    any_.end = __reduce_max_sync(kAllLanes, any.end);
+    if constexpr (!kSeeAlike) {
+      any_.prefix_end = __reduce_max_sync(kAllLanes, any.prefix_end);
+      any_.begin = __reduce_min_sync(kAllLanes, any.begin);
+      any_.end = __reduce_max_sync(kAllLanes, any.end);
+    }
   }
 
   __device__ bool any_sees(std::int32_t first_key, std::int32_t last_key) const {
@@ -248,11 +252,17 @@ class Consumer {
       together_.sync(warp_);
       if (!by_element) release();
     }
+    const auto operands = [&] {
+      if constexpr (Grid::kWarpgroups)
+        return Matrices(keys);
+      else
+        return keys;
+    }();
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     if constexpr (Grid::kWarpgroups) {
-      multiply_keys_together(keys, scores[0]);
+      multiply_keys_together(operands, scores[0]);
     } else {
-      multiply_keys(keys, scores);
+      multiply_keys(operands, scores);
     }
 
     const bool ruled = always_ruled_ || biased || !(p.score_scale[head_] > 0.0F);
@@ -262,7 +272,7 @@ class Consumer {
 #pragma unroll
       for (int m = 0; m < Grid::kRowTiles; ++m) {
         const RowsByKeys<kSliceKeys> at{first_row_ + m * kMmaRows, first_key};
-        if (ruled) apply_rules(params_, p, at, scores[m], hidden[m]);
+        if (ruled) apply_rules(params_, p, at, factor_[m], scores[m], hidden[m]);
         if (masked) apply_mask(p, at, scores[m], hidden[m]);
       }
     }
@@ -273,7 +283,7 @@ class Consumer {
     if (by_element) {
       add_visible_values(boxes, scores, hidden);
     } else if constexpr (Grid::kWarpgroups) {
-      add_values_together(keys, scores[0]);
+      add_values_together(operands, scores[0]);
     } else {
       add_values(ptx::shared_address(boxes), scores);
     }
@@ -283,7 +293,7 @@ class Consumer {
   }
 
   // Scores of a slice by four warps.
-  __device__ void multiply_keys_together(std::uint32_t keys, float (&scores)[kSliceKeys / 8][4]) {
+  __device__ void multiply_keys_together(const Matrices& keys, float (&scores)[kSliceKeys / 8][4]) {
     using Operands = typename T::Operands;
     constexpr int kSteps = Operands::kSlabRowBytes / kStepBytes;  // of a slab
     if constexpr (!T::kConverts) {
@@ -302,15 +312,15 @@ class Consumer {
       const auto at =
           static_cast<std::uint32_t>(k / kSteps * Operands::kSlabBytes + k % kSteps * kStepBytes);
       if constexpr (Operands::kGroupKeys == kSliceKeys) {
-        multiply_64<Element, false>(scores, queries[k], matrix_at(keys + at), k > 0);
+        multiply_64<Element, false>(scores, queries[k], keys.at(at), k > 0);
       } else {
         // Of each group, keys 0 to 7 and keys 8 to 15.
         static_assert(Operands::kGroupKeys == 16);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const auto row = static_cast<std::uint32_t>(half * 8 * Operands::kSlabRowBytes);
-          multiply_every_second_8<Element>(
-              scores + half, queries[k], matrix_at<Operands::kGroupBytes>(keys + at + row), k > 0);
+          multiply_every_second_8<Element>(scores + half, queries[k],
+                                           keys.at<Operands::kGroupBytes>(at + row), k > 0);
         }
       }
     }
@@ -318,7 +328,7 @@ class Consumer {
     hold(scores);
   }
 
-  __device__ void add_values_together(std::uint32_t keys,
+  __device__ void add_values_together(const Matrices& keys,
                                       const float (&weights)[kSliceKeys / 8][4]) {
     using Operands = typename T::Operands;
     constexpr int kSteps = kSliceKeys / kMmaRows;
@@ -335,7 +345,7 @@ class Consumer {
         const auto at =
             static_cast<std::uint32_t>(row_of_key<Operands>(k * kMmaRows) +
                                        Operands::kValuesInGroup + slab * Operands::kSlabBytes);
-        multiply_64<Element, true>(sums_[0] + 8 * slab, a[k], matrix_at(keys + at), true);
+        multiply_64<Element, true>(sums_[0] + 8 * slab, a[k], keys.at(at), true);
       }
     }
     end_products();

@@ -76,51 +76,68 @@ struct RowsByKeys {
   }
 };
 
-// Makes products scores, in units of log2. Hides what qq_bias hides. One loop a rule: of those that
-// a call does not have, no instructions are fetched.
+// Makes products scores, in units of log2: score = product * factor[h]. Hides what qq_bias hides.
+// One loop a rule: of those that a call does not have, no instructions are fetched.
 template <int kKeys, class Piece>
 __device__ inline void apply_rules(const AttendKernelParams& p, const Piece& piece,
-                                   const RowsByKeys<kKeys>& at, ScoreTile<kKeys>& s,
-                                   std::uint32_t& hidden) {
-  const float cap = p.soft_cap;
+                                   const RowsByKeys<kKeys>& at, const float (&factor)[2],
+                                   ScoreTile<kKeys>& s, std::uint32_t& hidden) {
+  // The score of key 8 n + i, its offset from context_len.
+  const auto for_each = [&](int h, auto&& fn) {
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) fn(s[n][2 * h + i], at.key(n, i) - piece.context_len, n, i);
+    }
+  };
+  const auto token_of = [&](int h) {  // within the sequence
+    return (piece.first_row + piece.row_in_head(at.row(h))) / p.schedule.group;
+  };
+  const float cap = p.soft_cap * kLog2E;
+  if (cap <= 0.0F) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      for_each(h, [&](float& x, std::int32_t, int, int) { x *= factor[h]; });
+    }
+  } else {
+    const float by_cap = ptx::reciprocal(cap);
+    if (p.soft_cap <= kMostQuickCap) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float to_exponent = factor[h] * (2.0F * kLog2E) * by_cap;
+        for_each(
+            h, [&](float& x, std::int32_t, int, int) { x = quickly_capped(x * to_exponent, cap); });
+      }
+    } else {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        for_each(h, [&](float& x, std::int32_t, int, int) {
+          x = soft_capped(x * factor[h], cap, by_cap);
+        });
+      }
+    }
+  }
+  if (p.alibi_slopes.data != nullptr) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float slope = piece.slope[at.row(h)] * kLog2E;
+      if (!p.alibi_sqrt) {
+        for_each(h, [&](float& x, std::int32_t offset, int, int) {
+          x = fmaf(slope, static_cast<float>(offset), x);
+        });
+      } else {
+        const std::int32_t token = token_of(h);
+        for_each(h, [&](float& x, std::int32_t offset, int, int) {
+          x -= slope * sqrtf(static_cast<float>(max(token - offset, 0)));
+        });
+      }
+    }
+  }
+  if (p.qq_bias == nullptr) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const std::int32_t r = at.row(h);
-    const std::int32_t token =
-        (piece.first_row + piece.row_in_head(r)) / p.schedule.group;  // within the sequence
-    const float slope = piece.slope[r] * kLog2E;
-    // The score of key 8 n + i, its offset from context_len.
-    const auto for_each = [&](auto&& fn) {
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) fn(s[n][2 * h + i], at.key(n, i) - piece.context_len, n, i);
-      }
-    };
-    const float scale = piece.score_scale[piece.head_of(at.first_row)] * piece.query_factor[r];
-    if (cap <= 0.0F) {
-      for_each([&](float& x, std::int32_t, int, int) { x *= scale * kLog2E; });
-    } else if (cap <= kMostQuickCap) {
-      const float to_exponent = scale * 2.0F * kLog2E / cap;
-      for_each([&](float& x, std::int32_t, int, int) {
-        x = quickly_capped(x * to_exponent, cap * kLog2E);
-      });
-    } else {
-      for_each([&](float& x, std::int32_t, int, int) {
-        x = soft_capped(x * scale, cap * kLog2E, 1.0F / cap);
-      });
-    }
-    if (p.alibi_slopes.data != nullptr && !p.alibi_sqrt) {
-      for_each([&](float& x, std::int32_t offset, int, int) {
-        x = fmaf(slope, static_cast<float>(offset), x);
-      });
-    } else if (p.alibi_slopes.data != nullptr) {
-      for_each([&](float& x, std::int32_t offset, int, int) {
-        x -= slope * sqrtf(static_cast<float>(max(token - offset, 0)));
-      });
-    }
-    if (p.qq_bias == nullptr) continue;
-    for_each([&](float& x, std::int32_t offset, int n, int i) {
+    const std::int32_t token = token_of(h);
+    for_each(h, [&](float& x, std::int32_t offset, int n, int i) {
       const float bias = bias_at(p, token, offset);
       x += bias * kLog2E;
       if (bias == core::kNegInf) at.hide(s, n, h, i, hidden);

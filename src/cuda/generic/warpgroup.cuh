@@ -94,17 +94,30 @@ __device__ inline void hold(std::uint32_t (&a)[kSteps][4]) {
   }
 }
 
-// A matrix in shared memory whose rows of 128 bytes are permuted as tensor copies permute them, in
-// groups of 8 rows kApart bytes apart: `address` is that of its first row, or so many bytes into
-// it.
-template <int kApart = 1024>
-__device__ inline std::uint64_t matrix_at(std::uint32_t address) {
-  static_assert(kApart % 1024 == 0 && kApart < 1 << 18);
-  constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
-  constexpr std::uint64_t kGroups = std::uint64_t{kApart / 16} << 32;
-  constexpr std::uint64_t kUnused = std::uint64_t{1} << 16;
-  return kSwizzle128 | kGroups | kUnused | ((address & 0x3ffffU) >> 4);
-}
+// Matrices in shared memory whose rows of 128 bytes are permuted as tensor copies permute them, in
+// groups of 8 rows. They are described in registers that a warp shares, from where products take
+// them: each would wait for one that has to be brought there.
+class Matrices {
+ public:
+  // Counted from `address`, the same for all lanes.
+  __device__ explicit Matrices(std::uint32_t address)
+      : first_(__shfl_sync(0xffffffffU, address >> 4 | kUnused, 0)) {}
+
+  // The one whose first row, or so many bytes into it, is `bytes` behind; its groups are kApart
+  // bytes apart.
+  template <int kApart = 1024>
+  __device__ std::uint64_t at(std::uint32_t bytes) const {
+    static_assert(kApart % 1024 == 0 && kApart < 1 << 18);
+    constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
+    constexpr std::uint64_t kGroups = std::uint64_t{kApart / 16} << 32;
+    return kSwizzle128 | kGroups | (first_ + (bytes >> 4));
+  }
+
+ private:
+  static constexpr std::uint32_t kUnused = 1U << 16;
+
+  std::uint32_t first_;
+};
 
 #define DIFFKV_EIGHT(d, i)                                                       \
   "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3]), "+f"(d[i + 1][0]), \
