@@ -103,9 +103,10 @@ void add_strides(CaseList& list) {
       least.cache = CaseCache::kPackedPadded;
       set_head_sizes(least, 24, 40);
       list.add(least, "alignment", detail + "_padded");
-      // Tiles of four KV heads are planned before anybody sees the rows.
+      // Tiles of four KV heads are planned before anybody sees the rows, of a window.
       set_head_sizes(least, 192, 128);
       set_heads(least, 16, 4);
+      least.key.mask.window = 50;
       list.add(least, "alignment", detail + "_four_heads", quick);
     }
   }

@@ -36,6 +36,10 @@ void add_heads(CaseList& list) {
       const bool quick = (heads == 128 || heads == 10 || heads == 7 || heads == 16) &&
                          std::string(batch.name) != "multi";
       list.add(c, "heads", fmt::format("{}on{}_{}", heads, kv_heads, batch.name), quick);
+      if (kv_heads % 4 != 0) continue;
+      c.key.mask.window = 50;
+      list.add(c, "heads", fmt::format("{}on{}_{}_window", heads, kv_heads, batch.name),
+               heads == 64 && std::string(batch.name) != "multi");
     }
   }
 }

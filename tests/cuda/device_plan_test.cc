@@ -213,8 +213,8 @@ void expect_same_tables(const Inputs& on_host, const Inputs& on_device) {
   }
 }
 
-// Where tensor copies read them as one stretch of memory.
-TEST(CudaPlan, FourKvHeadsShareADecodeTile) {
+// Where tensor copies read them as one stretch of memory, and tiles are short or keys small.
+TEST(CudaPlan, FourKvHeadsShareADecodeTileOfAWindowOrFp8) {
   DIFFKV_NEED_GPU();
   if (current_gpu().capability() < 90) GTEST_SKIP() << "this GPU has no tensor copies";
   PlanKey key;
@@ -222,19 +222,20 @@ TEST(CudaPlan, FourKvHeadsShareADecodeTile) {
   key.head_size_v = 128;
   for (const DType stored : {DType::kBF16, DType::kE4M3}) {
     key.key_dtype = key.value_dtype = stored;
-    for (const std::int64_t kv_heads : {1, 2, 3, 4, 6, 8, 12}) {
-      key.num_kv_heads = kv_heads;
-      key.num_heads = 16 * kv_heads;
-      const TileClass decode = backend().limits(key).classes[0];
-      EXPECT_EQ(decode.tile_heads, kv_heads % 4 == 0 ? 4 : 1) << kv_heads;
-      EXPECT_EQ(kv_heads / decode.tile_heads % decode.head_lanes, 0) << kv_heads;
-      PlanKey invariant = key;
-      invariant.policy = SchedulePolicy::kBatchInvariant;
-      EXPECT_EQ(backend().limits(invariant).classes[0].tile_heads,
-                is_fp8(stored) ? decode.tile_heads : 1)
-          << kv_heads;
-      invariant.mask.window = 128;
-      EXPECT_EQ(backend().limits(invariant).classes[0].tile_heads, decode.tile_heads) << kv_heads;
+    for (const SchedulePolicy policy :
+         {SchedulePolicy::kBalanced, SchedulePolicy::kBatchInvariant}) {
+      key.policy = policy;
+      for (const std::int64_t kv_heads : {1, 2, 3, 4, 6, 8, 12}) {
+        key.num_kv_heads = kv_heads;
+        key.num_heads = 16 * kv_heads;
+        for (const std::int32_t window : {0, 128}) {
+          key.mask.window = window;
+          const TileClass decode = backend().limits(key).classes[0];
+          const bool four = kv_heads % 4 == 0 && (window > 0 || is_fp8(stored));
+          EXPECT_EQ(decode.tile_heads, four ? 4 : 1) << kv_heads << ", window " << window;
+          EXPECT_EQ(kv_heads / decode.tile_heads % decode.head_lanes, 0) << kv_heads;
+        }
+      }
     }
   }
 }

@@ -140,12 +140,11 @@ struct Family {
   static ScheduleLimits limits(const PlanKey& key, const Gpu& gpu) {
     ScheduleLimits limits;
     limits.num_classes = kNumClasses;
-    // Absolute cuts leave few pieces of tiles of several heads: of one long sequence, too few for
-    // all SMs. A window bounds that; of fp8, a tile of one head loses more with many sequences.
-    const bool many =
-        key.policy == SchedulePolicy::kBalanced || key.mask.window > 0 || HeadsDecode::kFp8;
+    // Tiles of several heads where they are short, of a window, or of keys of few bytes. Others are
+    // no faster so, and leave four times the partials a block.
+    const bool pays = key.mask.window > 0 || HeadsDecode::kFp8;
     const bool heads =
-        many && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu, 2);
+        pays && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu, 2);
     const auto class_of = [&](auto tile) {
       return tile_class<typename decltype(tile)::type>(key.policy, gpu);
     };
