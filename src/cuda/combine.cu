@@ -310,7 +310,7 @@ __device__ void combine_worker(const AttendKernelParams& p, std::int32_t tile_cl
 
 // Blocks: of all classes, of their workers, of the worker's work.
 template <int kVectors, SchedulePolicy kPolicy>
-__global__ void __launch_bounds__(kThreads, kVectors == 1 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads, kVectors == 1 ? 3 : 2)
     combine_kernel(const __grid_constant__ AttendKernelParams p) {
   __shared__ Shared<kVectors> shared;
   let_next_kernel_start();
