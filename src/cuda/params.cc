@@ -62,7 +62,7 @@ AttendKernelParams attend_kernel_params(const AttentionParams& params, const Att
   }
 
   p.scale = params.scale;
-  // The inverse of a larger one would not be a normal number.
+  // Of a larger one, in units of log2, the inverse may be no normal number.
   constexpr float kMostCap = 1e37F;
   p.soft_cap = std::clamp(params.soft_cap, 0.0F, kMostCap);
   p.alibi_sqrt = params.alibi_sqrt;

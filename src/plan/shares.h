@@ -236,12 +236,13 @@ DIFFKV_HD inline std::int32_t first_block(const ScheduleView& view, const Start&
   const bool may_cut = cost * cls.uncut_per_share > share &&
                        (invariant ? cut.ranges > 1 : !too_few(tile.num_blocks / 2));
   if (!may_cut) return 2 * rest >= cost ? tile.num_blocks : 0;
-  // A piece that costs no more than the start of a tile is not worth another one. Beyond that the
-  // start counts as spread over the tile, so that equal tiles are cut into equal pieces.
   if (rest <= cls.tile_cost) return 0;
-  // The nearest block, of the middle of the unit of cost that the share starts in.
-  auto block =
-      static_cast<std::int32_t>(quotient((2 * rest + 1) * tile.num_blocks + cost, 2 * cost));
+  // Where shares cost more than the start of a tile, that counts as spread over the tile, so that
+  // tiles that shares divide evenly are cut into equal pieces: the nearest block, of the middle of
+  // the unit of cost that the share starts in. Where they cost less, the start is a share's own.
+  auto block = static_cast<std::int32_t>(
+      share > cls.tile_cost ? quotient((2 * rest + 1) * tile.num_blocks + cost, 2 * cost)
+                            : quotient(rest - cls.tile_cost + cls.block_cost / 2, cls.block_cost));
   if (invariant) {
     if (block == 0 || block >= tile.num_blocks) return block;
     const std::int32_t range = tile.block_at(block) / cut.blocks_per_range;

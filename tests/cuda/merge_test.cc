@@ -36,6 +36,7 @@ struct Shape {
   std::vector<verify::SeqShape> seqs;
   bool mixed;  // whether shares end a cut tile and begin another
   DType stored = DType::kBF16;
+  std::int32_t window = 0;
 };
 
 // Sequences that shares begin and end in, some within one share, some across many.
@@ -54,6 +55,7 @@ std::vector<Shape> shapes() {
           {"mixed_of_four_lanes", 64, 4, 128, mixed(60, 1, 3000), true},
           {"one_of_four_heads", 64, 4, 128, {{1, 12000}}, false, DType::kE4M3},
           {"mixed_of_four_heads", 64, 4, 128, mixed(60, 1, 6000), true, DType::kE4M3},
+          {"window_of_four_heads", 64, 4, 128, mixed(60, 1, 9000), false, DType::kBF16, 4096},
           {"mixed_of_one_head", 16, 1, 128, mixed(60, 1, 6000), true},
           {"mixed_of_small_heads", 32, 2, 64, mixed(50, 1, 20000), true},
           {"mixed_of_four_tokens", 16, 1, 128, mixed(40, 4, 30000), true},
@@ -104,6 +106,7 @@ TEST_P(CudaMerges, EveryAttendOfAPlanIsRight) {
   c.key.head_size_qk = shape.head_size_v == 64 ? 64 : 192;
   c.key.head_size_v = shape.head_size_v;
   c.key.key_dtype = c.key.value_dtype = shape.stored;
+  c.key.mask.window = shape.window;
   c.seqs = shape.seqs;
   c.block_size = 64;
   c.sinks = DType::kF32;

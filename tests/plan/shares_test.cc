@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "diffkv/plan.h"
 
@@ -47,45 +49,66 @@ TEST(Shares, ThereAreNoMoreSharesThanTheWorkIsWorth) {
   EXPECT_EQ(shares_of(limits, cls, 5000), 3);
 }
 
-// Where share `index` starts of a tile of so many blocks, cut for so many workers.
-std::int32_t cut(std::int32_t blocks, std::int32_t workers, std::int32_t tile_cost = 1,
-                 std::int32_t index = 1) {
-  std::int32_t query_start_loc[] = {0, 1};
-  std::int32_t seq_lens[] = {blocks * 64};
-  detail::PlanTables tables;
-  tables.query_start_loc = query_start_loc;
-  tables.seq_lens = seq_lens;
+// Where share `index` starts of tiles of so many blocks, one a sequence, cut for so many workers:
+// the sequence and the block.
+std::pair<int, int> cut(const std::vector<std::int32_t>& blocks, std::int32_t workers,
+                        std::int32_t tile_cost = 1, std::int32_t index = 1) {
   ScheduleView view;
-  view.num_seqs = 1;
+  view.num_seqs = static_cast<std::int32_t>(blocks.size());
   view.group = 16;
   view.num_kv_heads = 1;
-  view.tables = tables;
   view.limits.num_classes = 1;
   TileClass& cls = view.limits.classes[0];
   cls.tile_rows = cls.max_seq_rows = 16;
   cls.workers = workers;
   cls.tile_cost = tile_cost;
-  std::int64_t cost_before[] = {0, cls.tile_cost + std::int64_t{blocks} * cls.block_cost};
-  view.tables.cost_before[0] = cost_before;
-  return share_start(view, 0, index).at.block;
+  std::vector<std::int32_t> query_start_loc{0};
+  std::vector<std::int32_t> seq_lens;
+  std::vector<std::int64_t> cost_before{0};
+  for (const std::int32_t count : blocks) {
+    query_start_loc.push_back(query_start_loc.back() + 1);
+    seq_lens.push_back(count * 64);
+    cost_before.push_back(cost_before.back() + tile_cost + std::int64_t{count} * cls.block_cost);
+  }
+  view.tables.query_start_loc = query_start_loc.data();
+  view.tables.seq_lens = seq_lens.data();
+  view.tables.cost_before[0] = cost_before.data();
+  const detail::WorkStart at = share_start(view, 0, index).at;
+  return {at.seq, at.block};
 }
 
 // A piece has four blocks, so that what it costs beside them is worth it; but where shares are
 // short nobody works through several blocks while others have nothing to do.
 TEST(Shares, PiecesAreShortOnlyWhereSharesAre) {
-  EXPECT_EQ(cut(40, 10), 4);
-  EXPECT_EQ(cut(32, 16), 2);
-  EXPECT_EQ(cut(4, 2), 2);
-  EXPECT_EQ(cut(32, 16, 7), 0);  // a seventh of what the tile's start costs
-  EXPECT_EQ(cut(20, 2, 30), 0);  // less than that
+  EXPECT_EQ(cut({24, 20}, 2), std::pair(1, 0));  // one block would be left for the second
+  EXPECT_EQ(cut({18, 22}, 2), std::pair(1, 0));  // two would be the first's
+  EXPECT_EQ(cut({14, 26}, 2), std::pair(1, 6));
+  EXPECT_EQ(cut({40}, 10), std::pair(0, 4));
+  EXPECT_EQ(cut({32}, 16), std::pair(0, 2));
+  EXPECT_EQ(cut({4}, 2), std::pair(0, 2));
 }
 
-// Whatever the start of a tile weighs: every piece has one.
+// Where the start of a tile costs more than a share, who has it has little else.
+TEST(Shares, AStartBeyondAShareIsItsOwn) {
+  EXPECT_EQ(cut({32}, 16, 7), std::pair(0, 0));
+  for (const int workers : {16, 64, 132}) {
+    int longest = 0;
+    for (int share = 0; share < workers; ++share) {
+      const auto end_of = [&](int index) {
+        return index == workers ? 32 : cut({32}, workers, 8, index).second;
+      };
+      longest = std::max(longest, end_of(share + 1) - end_of(share));
+    }
+    EXPECT_LE(longest, 40 / workers + 1) << workers;
+  }
+}
+
+// Elsewhere it does not matter what that costs: every piece has one.
 TEST(Shares, PiecesOfATileAreEqual) {
   for (const std::int32_t tile_cost : {1, 3, 7}) {
     for (const std::int32_t workers : {2, 8, 32}) {
       for (std::int32_t share = 0; share < workers; ++share) {
-        EXPECT_EQ(cut(512, workers, tile_cost, share), 512 / workers * share)
+        EXPECT_EQ(cut({512}, workers, tile_cost, share), std::pair(0, 512 / workers * share))
             << "for " << workers << ", a start of " << tile_cost;
       }
     }

@@ -140,8 +140,8 @@ struct Family {
   static ScheduleLimits limits(const PlanKey& key, const Gpu& gpu) {
     ScheduleLimits limits;
     limits.num_classes = kNumClasses;
-    // Tiles of several heads where they are short, of a window, or of keys of few bytes. Others are
-    // no faster so, and leave four times the partials a block.
+    // Tiles of several heads of windows, where they mostly are short, and of keys of few bytes.
+    // Others are no faster so, and leave four times the partials a block.
     const bool pays = key.mask.window > 0 || HeadsDecode::kFp8;
     const bool heads =
         pays && key.num_kv_heads % HeadsDecode::kHeads == 0 && can_run<HeadsDecode>(gpu, 2);
