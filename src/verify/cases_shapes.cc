@@ -33,13 +33,13 @@ void add_heads(CaseList& list) {
     for (const NamedBatch& batch : {decode_batch(), multi_batch(), mixed_batch()}) {
       Case c = base_case(batch);
       set_heads(c, heads, kv_heads);
-      const bool quick = (heads == 128 || heads == 10 || heads == 7 || heads == 16) &&
-                         std::string(batch.name) != "multi";
-      list.add(c, "heads", fmt::format("{}on{}_{}", heads, kv_heads, batch.name), quick);
+      const bool quick = std::string(batch.name) != "multi";
+      const std::string detail = fmt::format("{}on{}_{}", heads, kv_heads, batch.name);
+      list.add(c, "heads", detail,
+               quick && (heads == 128 || heads == 10 || heads == 7 || heads == 16));
       if (kv_heads % 4 != 0) continue;
       c.key.mask.window = 50;
-      list.add(c, "heads", fmt::format("{}on{}_{}_window", heads, kv_heads, batch.name),
-               heads == 64 && std::string(batch.name) != "multi");
+      list.add(c, "heads", detail + "_window", quick && heads == 64);
     }
   }
 }

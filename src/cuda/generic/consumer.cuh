@@ -252,12 +252,7 @@ class Consumer {
       together_.sync(warp_);
       if (!by_element) release();
     }
-    const auto operands = [&] {
-      if constexpr (Grid::kWarpgroups)
-        return Matrices(keys);
-      else
-        return keys;
-    }();
+    const std::conditional_t<Grid::kWarpgroups, Matrices, std::uint32_t> operands(keys);
     float scores[Grid::kRowTiles][kSliceKeys / 8][4];
     if constexpr (Grid::kWarpgroups) {
       multiply_keys_together(operands, scores[0]);
