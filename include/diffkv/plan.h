@@ -143,9 +143,6 @@ struct PlanTables {
   // [workers], for kernels whose thread blocks merge tiles themselves: of the tile that a worker
   // starts and does not end, who has left a partial (see Meeting); 0 before and after an attend.
   std::array<std::uint64_t*, kMaxTileClasses> arrivals{};
-  // [workers], kBatchInvariant: pieces of cut tiles that a worker has, once an attend has counted
-  // them; -1: not known yet.
-  std::array<std::int32_t*, kMaxTileClasses> cut_pieces{};
   std::array<std::int32_t, kMaxTileClasses> first_slot{};  // each class has slots of its own
   std::int32_t* slot_before = nullptr;  // kBatchInvariant: [num_seqs], the sequence's first slot
   // Partials: a slot of a class has tile_rows rows for each of tile_heads KV heads; a class's first

@@ -1,248 +1,84 @@
-// Partials to output rows. The workers that share a cut tile divide its rows among their thread
-// blocks, so that a tile in many parts is merged by many blocks, and a block's warps divide its
-// rows or, of tiles in many parts, their parts. What is left is the latency of memory: what a block
-// loads depends on what it loaded before as seldom as possible.
+// Partials to output rows. What is left of it is the latency of memory: what is loaded depends on
+// what was loaded before as seldom as possible. Of a balanced plan the shares that have parts of a
+// tile divide its rows among their thread blocks. Of a batch-invariant plan, which says of each
+// sequence how it is cut, few blocks have all rows in turn: as many as find room beside attend's.
+// When attend ends they have found out which these are; blocks that came later would start behind
+// them.
 #include <algorithm>
 #include <cstdint>
 
-#include "core/softmax.h"
+#include "cuda/combine_rows.cuh"
 #include "cuda/dependent_launch.cuh"
 #include "cuda/device.h"
-#include "cuda/kv_codec.cuh"
 #include "cuda/launch.h"
-#include "cuda/row_io.cuh"
+#include "cuda/merged_row.cuh"
 #include "cuda/stages.h"
 #include "plan/parts.h"
+#include "plan/quotient.h"
 #include "plan/schedule.h"
 
 namespace diffkv::cuda {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * kWarp;
-constexpr int kVector = 4;  // floats a lane loads at once
-constexpr std::uint32_t kAllLanes = 0xffffffffU;
+using namespace combining;
 
-__device__ float warp_max(float x) {
+__device__ std::int32_t sum_up_to_lane(std::int32_t x) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
+  for (int step = 1; step < kWarp; step *= 2) {
+    const std::int32_t below = __shfl_up_sync(kAllLanes, x, step);
+    if (lane >= step) x += below;
   }
   return x;
 }
 
-__device__ float warp_sum(float x) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
-}
+// Of a batch-invariant plan: rows that the warps of a block merge at the same time, by number among
+// all of a sequence's.
+struct Round {
+  std::int32_t seq;
+  std::int32_t index;
+};
 
-// A row's accumulator, spread over the lanes: vector i of lane l holds columns
-// (i * 32 + l) * 4 and on.
-template <int kVectors>
-struct Columns {
-  float4 x[kVectors];
+// What a warp does of a round.
+struct WarpRow {
+  MergedRow out;
+  std::int32_t sharing;    // warps that share the row
+  std::int32_t parts;      // of the tile
+  std::int64_t first_row;  // of the partials: of part 0
+  std::int32_t slot_rows;  // from one slot to the next
+  std::int32_t prefix;     // so many parts are below the prefix
+  std::int32_t skipped;    // slots behind these
 
-  __device__ void load(const float* row, int lane, std::int32_t size) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const std::int32_t column = (i * kWarp + lane) * kVector;
-      x[i] = column < size ? __ldcg(reinterpret_cast<const float4*>(row + column))
-                           : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-    }
-  }
-
-  __device__ void scale_and_add(float keep, float add, const Columns& part) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      x[i].x = x[i].x * keep + part.x[i].x * add;
-      x[i].y = x[i].y * keep + part.x[i].y * add;
-      x[i].z = x[i].z * keep + part.x[i].z * add;
-      x[i].w = x[i].w * keep + part.x[i].w * add;
-    }
+  // The row of a part, counted from first_row.
+  __device__ std::int32_t operator()(std::int32_t part) const {
+    return (part < prefix ? part : part + skipped) * slot_rows;
   }
 };
 
-// Some parts of a row, merged.
-template <int kVectors>
-struct Merged {
-  core::SoftmaxState state;
-  Columns<kVectors> acc{};
-};
+constexpr int kMostRounds = 8;  // that a block gets ready for at a time
 
-// What the warps of a block that share a row leave for the one that merges them.
 template <int kVectors>
 struct Shared {
-  float4 acc[kWarps][kVectors][kWarp];
-  float max[kWarps];
-  float sum[kWarps];
+  SharedSums<kVectors> sums;
+  // Of a batch-invariant plan: this block's next rounds, and sums of their numbers.
+  Round rounds[kMostRounds];
+  WarpRow rows[kMostRounds][kWarps];
+  std::int32_t rounds_of_warp[kWarps];
 };
 
-// Parts first, first + step, ... of a row, in this order, by one warp.
-template <int kVectors, class Parts>
-__device__ Merged<kVectors> merge_parts(const AttendKernelParams& p, std::int32_t tile_class,
-                                        const Parts& parts, plan::Tile::Row row, std::int32_t first,
-                                        std::int32_t step) {
-  // Rows that are loaded at a time: one after another, each would cost the latency of memory.
-  constexpr int kBatch = kVectors == 1 ? 8 : kVectors == 2 ? 4 : 2;
-  static_assert(kWarp % kBatch == 0);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const detail::PlanTables& tables = p.schedule.tables;
-  Merged<kVectors> merged;
-#pragma unroll 1
-  for (; first < parts.count; first += kWarp * step) {
-    // Lane i knows part i's slot and state; lanes without a part repeat the first one's row.
-    const int count = min(plan::divide(parts.count - first - 1, step) + 1, kWarp);
-    const std::int32_t slot = lane < count ? parts.slot(first + lane * step) : plan::kNoSlot;
-    const std::uint32_t there = __ballot_sync(kAllLanes, slot >= 0);
-    const std::int64_t own_row = plan::partial_row(
-        p.schedule, tile_class, slot >= 0 ? slot : parts.slot(0), row.row, row.head);
-    core::SoftmaxState own;
-    if (slot >= 0) {
-      const float2 state = __ldcg(reinterpret_cast<const float2*>(tables.partial_state + own_row));
-      own = {state.x, state.y};
-    }
-    Columns<kVectors> rows[kBatch];
-    const auto load = [&](int i) {
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const std::int64_t at = __shfl_sync(kAllLanes, own_row, i + j);
-        rows[j].load(tables.partial_acc + at * tables.partial_stride, lane, p.head_size_v);
-      }
-    };
-    load(0);
-    // All weights against one maximum.
-    const float max = fmaxf(merged.state.max, warp_max(own.max));
-    const float weight = core::exp_difference(own.max, max);
-    float keep = core::exp_difference(merged.state.max, max);
-    // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
-    const float added = warp_sum(own.sum != own.sum ? own.sum : own.sum * weight);
-    const float kept =
-        merged.state.sum != merged.state.sum ? merged.state.sum : merged.state.sum * keep;
-    merged.state = {max, kept + added};
-#pragma unroll 1
-    for (int i = 0; i < count; i += kBatch) {
-      if (i > 0) load(i);
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const float add = __shfl_sync(kAllLanes, weight, i + j);
-        if ((there >> (i + j) & 1U) == 0) continue;
-        merged.acc.scale_and_add(keep, add, rows[j]);
-        keep = 1.0F;
-      }
-    }
-  }
-  return merged;
-}
-
-template <int kVectors>
-__device__ void write_row(const AttendKernelParams& p, const RowPlace& place,
-                          const RowScales& scales, const Merged<kVectors>& merged) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const RowEnd end = finish_row(p, place.token, place.head, scales, merged.state, lane == 0);
-  std::byte* to = row_at(p.output, place.token, place.head);
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const std::int32_t column = (i * kWarp + lane) * kVector;
-    if (column >= p.head_size_v) continue;
-    const float4 acc = merged.acc.x[i];
-    store_four(p.output.dtype, make_float4(end(acc.x), end(acc.y), end(acc.z), end(acc.w)),
-               to + column * size_of(p.output.dtype));
-  }
-}
-
-// Some rows of a tile: of every `step` rows `width` neighbouring ones, from `first` on; of these,
-// every `blocks`th from number `block` on.
-struct RowSet {
-  std::int32_t first;
-  std::int32_t width;
-  std::int32_t step;
-  std::int32_t block = 0;
-  std::int32_t blocks = 1;
-
-  __device__ std::int32_t count(std::int32_t num_rows) const {
-    const std::int32_t full = plan::divide(num_rows, step);
-    const std::int32_t rest = num_rows - full * step - first;
-    const std::int32_t all = full * width + max(0, min(rest, width));
-    return all > block ? plan::divide(all - block - 1, blocks) + 1 : 0;
-  }
-  __device__ std::int32_t row(std::int32_t index) const {
-    const std::int32_t of_all = block + index * blocks;
-    const std::int32_t group = plan::divide(of_all, width);
-    return first + group * step + of_all - group * width;
-  }
-};
-
-// A set of rows of a cut tile, by the whole block.
-template <int kVectors, class Parts>
-__device__ void merge_rows(const AttendKernelParams& p, std::int32_t tile_class,
-                           const plan::Piece& piece, const Parts& parts, const RowSet& set,
-                           Shared<kVectors>& shared) {
-  const std::int32_t rows = set.count(piece.tile.num_heads * piece.tile.num_rows);
-  if (rows == 0) return;
-  // Warps that share a row: this depends on the tile alone, and so do the sums.
-  int sharing = 1;
-  while (sharing < kWarps && 8 * sharing <= parts.count) sharing *= 2;
-  const auto warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int member = warp % sharing;
-#pragma unroll 1
-  for (std::int32_t first = 0; first < rows; first += kWarps / sharing) {
-    const std::int32_t index = first + warp / sharing;
-    const std::int32_t row = set.row(min(index, rows - 1));
-    const plan::Tile::Row at = plan::Tile::row_of(piece.tile.num_heads, piece.tile.num_rows, row);
-    const RowPlace place = row_place(p.schedule, piece, at.head, at.row);
-    const bool live = index < rows && place.token < p.schedule.tables.num_tokens;
-    RowScales scales{};
-    Merged<kVectors> merged;
-    if (live) {
-      scales = row_scales(p, place.head, piece.tile.kv_head + at.head);
-      merged = merge_parts<kVectors>(p, tile_class, parts, at, member, sharing);
-    }
-    if (sharing > 1) {
-      __syncthreads();  // a former tile's have been read
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) shared.acc[warp][i][lane] = merged.acc.x[i];
-      if (lane == 0) {
-        shared.max[warp] = merged.state.max;
-        shared.sum[warp] = merged.state.sum;
-      }
-      __syncthreads();
-      if (member > 0) continue;
-#pragma unroll 1
-      for (int other = 1; other < sharing; ++other) {
-        Columns<kVectors> acc;
-#pragma unroll
-        for (int i = 0; i < kVectors; ++i) acc.x[i] = shared.acc[warp + other][i][lane];
-        float keep = 0.0F;
-        float add = 0.0F;
-        core::merge(merged.state, {shared.max[warp + other], shared.sum[warp + other]}, keep, add);
-        merged.acc.scale_and_add(keep, add, acc);
-      }
-    }
-    if (live) write_row(p, place, scales, merged);
-  }
-}
-
-// Blocks of a worker that divide the rows of a tile among them.
-__host__ __device__ std::int32_t row_blocks(const TileClass& cls) {
+// Blocks of a share for each tile that it cuts, of which there can be two.
+__host__ __device__ std::int32_t blocks_of_cut(const TileClass& cls) {
   constexpr std::int32_t kRowsPerBlock = 16;
   constexpr std::int32_t kMost = 4;
   const std::int32_t blocks = cls.tile_rows * cls.tile_heads / kRowsPerBlock;
   return blocks < 1 ? 1 : blocks < kMost ? blocks : kMost;
 }
 
-// Blocks of a worker: a balanced share can cut two tiles, for each of which it has some.
-__host__ __device__ std::int32_t worker_blocks(SchedulePolicy policy, const TileClass& cls) {
-  return (policy == SchedulePolicy::kBalanced ? 2 : 1) * row_blocks(cls);
-}
-
-// Block `at_end ? 1 : 0` of a share: its part of the rows of the tile that it starts inside of, or
-// of the one that it starts and does not end.
+// Block `of_cut` of a share's for the tile that it starts inside of or, `at_end`, for the one that
+// it starts and does not end.
 template <int kVectors>
 __device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_class,
-                              std::int32_t worker, bool at_end, std::int32_t row_block,
+                              std::int32_t worker, bool at_end, std::int32_t of_cut,
                               Shared<kVectors>& shared) {
   const plan::ScheduleView& view = p.schedule;
   const plan::WorkStart* starts = view.tables.starts[tile_class];
@@ -277,57 +113,142 @@ __device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_cla
   piece.seq = tile.seq;
   piece.tile = plan::tile_rows(view, tiles, tile.tile);
   piece.tile.kv_head = lane.head_group(piece.tile.head_group) * piece.tile.num_heads;
-  const RowSet rows{up_to_own, 1, parts.count, row_block,
-                    row_blocks(view.limits.classes[tile_class])};
-  merge_rows<kVectors>(p, tile_class, piece, parts, rows, shared);
+  const int sharing = warps_of_row(parts.count);
+  const std::int32_t at_once = kWarps / sharing;
+  const std::int32_t blocks = blocks_of_cut(view.limits.classes[tile_class]);
+  const std::int32_t rows = piece.tile.num_heads * piece.tile.num_rows;
+#pragma unroll 1
+  for (std::int32_t first = (up_to_own * blocks + of_cut) * at_once; first < rows;
+       first += parts.count * blocks * at_once) {
+    const std::int32_t row = first + warp_of_block() / sharing;
+    const plan::Tile::Row at = plan::Tile::row_of(piece.tile.num_heads, piece.tile.num_rows, row);
+    const std::int64_t first_row = plan::partial_row(view, tile_class, parts.first_slot, 0);
+    merge_rows(p, sharing, row_out(p, piece.tile, first_token, row), first_row, parts.count,
+               shared.sums, [&](std::int32_t part) {
+                 const std::int32_t slot = parts.slot(part);
+                 if (slot == plan::kNoSlot) return kNoRow;
+                 return static_cast<std::int32_t>(
+                     plan::partial_row(view, tile_class, slot, at.row, at.head) - first_row);
+               });
+  }
 }
 
-// Of each cut tile of which the worker had some parts, as many rows. Which these are is found out
-// before attend has ended, where this block starts early enough.
+// How a block goes through the rows of a sequence's cut tiles, of a batch-invariant plan.
+struct Rounds {
+  int sharing;
+  std::int32_t rows;      // at once
+  std::int32_t per_tile;  // that a full tile takes
+
+  __device__ Rounds(const TileClass& cls, const plan::CutSequence& seq)
+      : sharing(warps_of_row(seq.cut.slots_per_tile)), rows(kWarps / sharing) {
+    per_tile = plan::divide(min(seq.tiles.rows, cls.tile_rows) * cls.tile_heads + rows - 1, rows);
+  }
+};
+
+__device__ WarpRow warp_row(const AttendKernelParams& p, const Round& round, int warp) {
+  const plan::ScheduleView& view = p.schedule;
+  const plan::CutSequence seq(view, round.seq);
+  const TileClass& cls = view.limits.classes[seq.tiles.tile_class];
+  const Rounds rounds(cls, seq);
+  const std::int32_t tile = plan::divide(round.index, rounds.per_tile);
+  const plan::Piece piece = seq.tile(view, round.seq, tile);
+  const plan::InvariantParts parts(view, seq.cut, piece);
+  WarpRow row;
+  row.sharing = rounds.sharing;
+  row.parts = parts.count;
+  if (parts.count <= 1) return row;  // attend has written it
+  const std::int32_t in_tile =
+      (round.index - tile * rounds.per_tile) * rounds.rows + warp / rounds.sharing;
+  row.out = row_out(p, piece.tile, view.tables.query_start_loc[round.seq], in_tile);
+  const plan::Tile::Row at = plan::Tile::row_of(piece.tile.num_heads, piece.tile.num_rows, in_tile);
+  row.first_row = plan::partial_row(view, seq.tiles.tile_class, parts.slot(0), at.row, at.head);
+  row.slot_rows = cls.tile_heads * cls.tile_rows;
+  row.prefix = parts.prefix_ranges;
+  row.skipped = parts.slot(row.prefix) - parts.slot(0) - row.prefix;
+  return row;
+}
+
+// This block's rounds of a batch-invariant plan: of all of the batch, every gridDim.x-th. They are
+// found before attend has ended, a thread a sequence, and then a thread a row.
 template <int kVectors>
-__device__ void combine_worker(const AttendKernelParams& p, std::int32_t tile_class,
-                               std::int32_t worker, std::int32_t row_block, std::int32_t blocks,
-                               Shared<kVectors>& shared) {
+__device__ void combine_rounds(const AttendKernelParams& p, Shared<kVectors>& shared) {
+  const plan::ScheduleView& view = p.schedule;
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
+  const auto blocks = static_cast<std::int32_t>(gridDim.x);
+  const std::int32_t warp = thread / kWarp;
   bool waited = false;
-  // If attend has counted already, which it need not have.
-  const auto* pieces =
-      static_cast<volatile std::int32_t*>(p.schedule.tables.cut_pieces[tile_class] + worker);
-  if (*pieces == 0) return wait_for_earlier_kernels();
-  plan::for_each_cut_run(p.schedule, tile_class, worker, [&](const plan::Piece& piece) {
-    const plan::SeqMask seq = plan::seq_mask(p.schedule, piece.seq);
-    const plan::SeqTiles tiles = plan::seq_tiles(p.schedule, seq.query_len);
-    const plan::InvariantCut cut = plan::invariant_cut(p.schedule, tiles, seq);
-    const plan::InvariantParts parts(p.schedule, cut, piece);
-    const std::int32_t first = parts.part_of(cut, piece.tile, piece.begin_block);
-    const std::int32_t last = parts.part_of(cut, piece.tile, piece.end_block - 1);
-    if (!waited) wait_for_earlier_kernels();
-    waited = true;
-    const RowSet rows{first, last - first + 1, parts.count, row_block, blocks};
-    merge_rows<kVectors>(p, tile_class, piece, parts, rows, shared);
-  });
-  if (!waited) wait_for_earlier_kernels();
+  std::int32_t begin = 0;                             // the first round of these sequences
+  auto next = static_cast<std::int32_t>(blockIdx.x);  // this block's next round
+#pragma unroll 1
+  for (std::int32_t first = 0; first < view.num_seqs; first += kThreads) {
+    const std::int32_t seq = first + thread;
+    std::int32_t own = 0;  // rounds of this thread's sequence
+    if (seq < view.num_seqs) {
+      const plan::CutSequence cut(view, seq);
+      const std::int32_t tiles = cut.num_tiles();
+      if (tiles > 0) {
+        own = tiles * Rounds(view.limits.classes[cut.tiles.tile_class], cut).per_tile;
+      }
+    }
+    std::int32_t own_end = begin + sum_up_to_lane(own);
+    if (thread % kWarp == kWarp - 1) shared.rounds_of_warp[warp] = own_end - begin;
+    __syncthreads();
+    std::int32_t end = begin;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w == warp) own_end += end - begin;
+      end += shared.rounds_of_warp[w];
+    }
+#pragma unroll 1
+    while (next < end) {
+      // At most so many rounds at a time.
+      const std::int32_t count = min(plan::divide(end - next - 1, blocks) + 1, kMostRounds);
+      const std::int32_t own_begin = own_end - own;
+      std::int32_t i = own_begin > next ? plan::divide(own_begin - next - 1, blocks) + 1 : 0;
+      for (; i < count && next + i * blocks < own_end; ++i) {
+        shared.rounds[i] = {seq, next + i * blocks - own_begin};
+      }
+      __syncthreads();
+      if (const int r = thread / kWarps; r < count) {
+        shared.rows[r][thread % kWarps] = warp_row(p, shared.rounds[r], thread % kWarps);
+      }
+      __syncthreads();
+      if (!waited) wait_for_earlier_kernels();
+      waited = true;
+#pragma unroll 1
+      for (int r = 0; r < count; ++r) {
+        const WarpRow& row = shared.rows[r][warp];
+        merge_rows(p, row.sharing, row.out, row.first_row, row.parts, shared.sums, row);
+      }
+      next += count * blocks;
+      __syncthreads();  // the list has been read
+    }
+    begin = end;
+    __syncthreads();  // the sums have been read
+  }
+  if (!waited && blockIdx.x == 0) wait_for_earlier_kernels();
 }
 
-// Blocks: of all classes, of their workers, of the worker's work.
 template <int kVectors, SchedulePolicy kPolicy>
 __global__ void __launch_bounds__(kThreads, kVectors == 1 ? 3 : 2)
     combine_kernel(const __grid_constant__ AttendKernelParams p) {
   __shared__ Shared<kVectors> shared;
   let_next_kernel_start();
-  auto block = static_cast<std::int32_t>(blockIdx.x);
-  std::int32_t tile_class = 0;
-  std::int32_t blocks = worker_blocks(kPolicy, p.schedule.limits.classes[0]);
-  while (block >= p.schedule.limits.classes[tile_class].workers * blocks) {
-    block -= p.schedule.limits.classes[tile_class++].workers * blocks;
-    blocks = worker_blocks(kPolicy, p.schedule.limits.classes[tile_class]);
-  }
-  const std::int32_t worker = plan::divide(block, blocks);
-  const std::int32_t of_worker = block - worker * blocks;
-  if constexpr (kPolicy == SchedulePolicy::kBalanced) {
-    wait_for_earlier_kernels();
-    combine_share<kVectors>(p, tile_class, worker, of_worker % 2 != 0, of_worker / 2, shared);
+  if constexpr (kPolicy == SchedulePolicy::kBatchInvariant) {
+    combine_rounds<kVectors>(p, shared);
   } else {
-    combine_worker<kVectors>(p, tile_class, worker, of_worker, blocks, shared);
+    // Blocks: of all classes, of their shares, of both ends of a share.
+    auto block = static_cast<std::int32_t>(blockIdx.x);
+    std::int32_t tile_class = 0;
+    std::int32_t of_worker = 2 * blocks_of_cut(p.schedule.limits.classes[0]);
+    while (block >= p.schedule.limits.classes[tile_class].workers * of_worker) {
+      block -= p.schedule.limits.classes[tile_class++].workers * of_worker;
+      of_worker = 2 * blocks_of_cut(p.schedule.limits.classes[tile_class]);
+    }
+    const std::int32_t worker = plan::divide(block, of_worker);
+    const std::int32_t index = block - worker * of_worker;
+    wait_for_earlier_kernels();
+    combine_share<kVectors>(p, tile_class, worker, index % 2 != 0, index / 2, shared);
   }
 }
 
@@ -346,13 +267,15 @@ Kernel kernel_for(std::int32_t head_size_v) {
 void combine(const AttendKernelParams& params, const Gpu& gpu, cudaStream_t stream) {
   const ScheduleLimits& limits = params.schedule.limits;
   if (params.schedule.tables.num_slots == 0) return;
-  std::int32_t blocks = 0;
-  for (std::int32_t c = 0; c < limits.num_classes; ++c) {
-    blocks += limits.classes[c].workers * worker_blocks(params.schedule.policy, limits.classes[c]);
+  Kernel kernel = kernel_for<SchedulePolicy::kBatchInvariant>(params.head_size_v);
+  std::int32_t blocks = gpu.num_sms;
+  if (params.schedule.policy == SchedulePolicy::kBalanced) {
+    kernel = kernel_for<SchedulePolicy::kBalanced>(params.head_size_v);
+    blocks = 0;
+    for (std::int32_t c = 0; c < limits.num_classes; ++c) {
+      blocks += limits.classes[c].workers * 2 * blocks_of_cut(limits.classes[c]);
+    }
   }
-  const Kernel kernel = params.schedule.policy == SchedulePolicy::kBalanced
-                            ? kernel_for<SchedulePolicy::kBalanced>(params.head_size_v)
-                            : kernel_for<SchedulePolicy::kBatchInvariant>(params.head_size_v);
   launch_early(gpu, "combine", kernel, {static_cast<unsigned>(blocks), kThreads}, stream, params);
 }
 

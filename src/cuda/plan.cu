@@ -237,7 +237,6 @@ __device__ __forceinline__ bool plan_batch(const plan::ScheduleView& view, const
 #pragma unroll 1
     for (std::int32_t w = threads - 1 - thread; w < view.limits.classes[c].workers; w += threads) {
       tables.arrivals[c][w] = 0;
-      tables.cut_pieces[c][w] = -1;
     }
   }
   // A share's first piece ends where the next share starts: of each round the last start is found

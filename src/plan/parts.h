@@ -113,25 +113,30 @@ struct InvariantParts {
     const std::int32_t range = part < prefix_ranges ? part : window_range + (part - prefix_ranges);
     return first_slot + range - first_range;
   }
-  // The part that virtual block v of the tile is in.
-  DIFFKV_HD std::int32_t part_of(const InvariantCut& cut, const Tile& tile, std::int32_t v) const {
-    const std::int32_t range = divide(tile.block_at(v), cut.blocks_per_range);
-    return range < prefix_ranges ? range : prefix_ranges + (range - window_range);
-  }
 };
 
-// kBatchInvariant: calls fn(piece) for each cut tile of which a worker's share has something, with
-// all that it has of it as one piece.
-template <class Fn>
-DIFFKV_HD void for_each_cut_run(const ScheduleView& view, std::int32_t tile_class,
-                                std::int32_t worker, Fn&& fn) {
-  Share share(view, tile_class, worker);
-  Piece piece;
-  for (bool more = share.first(piece); more; more = share.next(piece)) {
-    if (piece.slot < 0) continue;
-    share.extend(piece);
-    fn(static_cast<const Piece&>(piece));
+// kBatchInvariant: a sequence whose tiles may be cut. Its slots follow from it alone.
+struct CutSequence {
+  SeqMask mask;
+  SeqTiles tiles;
+  InvariantCut cut;
+
+  DIFFKV_HD CutSequence(const ScheduleView& view, std::int32_t seq)
+      : mask(seq_mask(view, seq)),
+        tiles(seq_tiles(view, mask.query_len)),
+        cut(invariant_cut(view, tiles, mask)) {}
+
+  // Of the tiles that may be cut.
+  DIFFKV_HD std::int32_t num_tiles() const { return cut.ranges > 1 ? tiles.count() : 0; }
+  // All of one of them. It is cut if it has several parts.
+  DIFFKV_HD Piece tile(const ScheduleView& view, std::int32_t seq, std::int32_t index) const {
+    Piece piece;
+    piece.seq = seq;
+    piece.tile_index = index;
+    piece.tile = tile_at(view, mask, tiles, index);
+    piece.end_block = piece.tile.num_blocks;
+    return piece;
   }
-}
+};
 
 }  // namespace diffkv::plan

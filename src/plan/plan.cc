@@ -63,7 +63,6 @@ detail::PlanTables lay_out(const PlanKey& key, const ScheduleLimits& limits,
     tables.starts[c] = layout.take<detail::WorkStart>(limits.classes[c].workers + 1);
     tables.first_pieces[c] = layout.take<detail::FirstPiece>(limits.classes[c].workers);
     tables.arrivals[c] = layout.take<std::uint64_t>(limits.classes[c].workers);
-    tables.cut_pieces[c] = layout.take<std::int32_t>(limits.classes[c].workers);
     tables.first_slot[c] = static_cast<std::int32_t>(slots);
     tables.first_partial_row[c] = rows;
     const std::int64_t capacity = slot_capacity(key, limits, maxima, c);
@@ -129,7 +128,6 @@ void plan_on_host(const PlanKey& key, const ScheduleLimits& limits, const Batch&
       start = next;
     }
     std::fill_n(tables.arrivals[c], limits.classes[c].workers, 0);
-    std::fill_n(tables.cut_pieces[c], limits.classes[c].workers, -1);
   }
 }
 

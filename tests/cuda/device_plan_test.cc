@@ -165,7 +165,6 @@ struct Placed {
       tables.starts[c] = layout.take<detail::WorkStart>(in.limits.classes[c].workers + 1);
       tables.first_pieces[c] = layout.take<detail::FirstPiece>(in.limits.classes[c].workers);
       tables.arrivals[c] = layout.take<std::uint64_t>(in.limits.classes[c].workers);
-      tables.cut_pieces[c] = layout.take<std::int32_t>(in.limits.classes[c].workers);
       tables.first_slot[c] = 1000000 * c;
     }
     tables.slot_before = layout.take<std::int32_t>(n);

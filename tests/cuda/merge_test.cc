@@ -1,5 +1,5 @@
-// Cut tiles that blocks merge themselves: right whatever the partials held before, also a second
-// time, and nothing is left behind for the next attend.
+// Cut tiles that blocks merge themselves, or combine those of batch-invariant plans: right whatever
+// the partials held before, also a second time, and nothing is left behind for the next attend.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -37,6 +37,7 @@ struct Shape {
   bool mixed;  // whether shares end a cut tile and begin another
   DType stored = DType::kBF16;
   std::int32_t window = 0;
+  SchedulePolicy policy = SchedulePolicy::kBalanced;
 };
 
 // Sequences that shares begin and end in, some within one share, some across many.
@@ -50,16 +51,31 @@ std::vector<verify::SeqShape> mixed(int count, std::int64_t query_len, std::int6
   return seqs;
 }
 
+// Sequences that are each cut once.
+std::vector<verify::SeqShape> many(int count) {
+  std::vector<verify::SeqShape> seqs;
+  for (int s = 0; s < count; ++s) seqs.push_back({1, 2100 + 37 * s % 500});
+  return seqs;
+}
+
 std::vector<Shape> shapes() {
-  return {{"one_of_four_lanes", 64, 4, 128, {{1, 12000}}, false},
-          {"mixed_of_four_lanes", 64, 4, 128, mixed(60, 1, 3000), true},
-          {"one_of_four_heads", 64, 4, 128, {{1, 12000}}, false, DType::kE4M3},
-          {"mixed_of_four_heads", 64, 4, 128, mixed(60, 1, 6000), true, DType::kE4M3},
-          {"window_of_four_heads", 64, 4, 128, mixed(60, 1, 9000), false, DType::kBF16, 4096},
-          {"mixed_of_one_head", 16, 1, 128, mixed(60, 1, 6000), true},
-          {"mixed_of_small_heads", 32, 2, 64, mixed(50, 1, 20000), true},
-          {"mixed_of_four_tokens", 16, 1, 128, mixed(40, 4, 30000), true},
-          {"mixed_prefills", 8, 1, 128, mixed(6, 100, 6000), false}};
+  constexpr auto kInvariant = SchedulePolicy::kBatchInvariant;
+  return {
+      {"one_of_four_lanes", 64, 4, 128, {{1, 12000}}, false},
+      {"mixed_of_four_lanes", 64, 4, 128, mixed(60, 1, 3000), true},
+      {"one_of_four_heads", 64, 4, 128, {{1, 12000}}, false, DType::kE4M3},
+      {"mixed_of_four_heads", 64, 4, 128, mixed(60, 1, 6000), true, DType::kE4M3},
+      {"window_of_four_heads", 64, 4, 128, mixed(60, 1, 9000), false, DType::kBF16, 4096},
+      {"mixed_of_one_head", 16, 1, 128, mixed(60, 1, 6000), true},
+      {"mixed_of_small_heads", 32, 2, 64, mixed(50, 1, 20000), true},
+      {"mixed_of_four_tokens", 16, 1, 128, mixed(40, 4, 30000), true},
+      {"mixed_prefills", 8, 1, 128, mixed(6, 100, 6000), false},
+      {"invariant", 64, 4, 128, mixed(60, 1, 9000), false, DType::kBF16, 0, kInvariant},
+      {"invariant_of_heads", 64, 4, 128, mixed(60, 1, 9000), false, DType::kE4M3, 0, kInvariant},
+      {"invariant_of_four_tokens", 16, 1, 128, mixed(40, 4, 30000), false, DType::kBF16, 0,
+       kInvariant},
+      // More than a block of combine finds at a time, of sequences and of rows.
+      {"invariant_of_many", 48, 3, 16, many(300), false, DType::kBF16, 0, kInvariant}};
 }
 
 // Shares of the plan that end a tile that they do not begin, and begin one that they do not end.
@@ -103,10 +119,11 @@ TEST_P(CudaMerges, EveryAttendOfAPlanIsRight) {
   verify::Case c;
   c.key.num_heads = shape.heads;
   c.key.num_kv_heads = shape.kv_heads;
-  c.key.head_size_qk = shape.head_size_v == 64 ? 64 : 192;
+  c.key.head_size_qk = shape.head_size_v < 128 ? shape.head_size_v : 192;
   c.key.head_size_v = shape.head_size_v;
   c.key.key_dtype = c.key.value_dtype = shape.stored;
   c.key.mask.window = shape.window;
+  c.key.policy = shape.policy;
   c.seqs = shape.seqs;
   c.block_size = 64;
   c.sinks = DType::kF32;
@@ -125,13 +142,11 @@ TEST_P(CudaMerges, EveryAttendOfAPlanIsRight) {
   std::int64_t tokens = 0;
   for (const verify::SeqShape& seq : c.seqs) tokens += seq.query_len;
   std::vector<double> first;
-  std::int64_t partial_rows = 0;
-  for (int k = 0; k < plan.limits().num_classes; ++k) {
-    const TileClass& cls = plan.limits().classes[k];
-    partial_rows =
-        std::max(partial_rows, tables.first_partial_row[k] +
-                                   std::int64_t{2} * cls.workers * cls.tile_rows * cls.tile_heads);
-  }
+  // partial_state comes behind partial_acc.
+  const std::int64_t partial_rows = (reinterpret_cast<const std::byte*>(tables.partial_state) -
+                                     reinterpret_cast<const std::byte*>(tables.partial_acc)) /
+                                    (tables.partial_stride * std::int64_t{sizeof(float)});
+  ASSERT_GT(partial_rows, 0);
   for (int round = 0; round < 3; ++round) {
     SCOPED_TRACE("round " + std::to_string(round));
     // NaN where a partial would be read that is not there yet.

@@ -26,8 +26,7 @@ std::vector<int> numbered_parts(const ScheduleView& view, int tile_class, int wo
     }
   };
   if (view.policy == SchedulePolicy::kBatchInvariant) {
-    const SeqMask seq = seq_mask(view, first.seq);
-    add(InvariantParts(view, invariant_cut(view, seq_tiles(view, seq.query_len), seq), first));
+    add(InvariantParts(view, CutSequence(view, first.seq).cut, first));
     return slots;
   }
   const Lane lane = lane_of(view, tile_class, worker);
@@ -73,35 +72,36 @@ TEST_P(PartsTest, SlotsAreUniqueAndFoundAgain) {
   });
 }
 
-// Of a batch-invariant plan for_each_cut_run finds the same pieces as for_each_piece, those of a
-// share and tile together, and part_of numbers them as slot() does.
-TEST(Parts, RunsOfCutTilesAreThePieces) {
-  int runs = 0;
+// Of a batch-invariant plan each sequence says which slots its cut tiles have: those of the pieces
+// that workers have.
+TEST(Parts, OfSequencesAreThePieces) {
+  int cut_tiles = 0;
   const auto check = [&](const Planned& planned, const ScheduleView& view) {
+    std::map<std::pair<int, int>, std::set<int>> slots_of;
     for (int c = 0; c < planned.limits.num_classes; ++c) {
       for (int w = 0; w < planned.limits.classes[c].workers; ++w) {
-        std::vector<int> slots;
         for_each_piece(view, c, w, [&](const Piece& piece) {
-          if (piece.slot >= 0) slots.push_back(piece.slot);
+          if (piece.slot >= 0) slots_of[{piece.seq, piece.tile_index}].insert(piece.slot);
         });
-        std::vector<int> found;
-        for_each_cut_run(view, c, w, [&](const Piece& run) {
-          ++runs;
-          const SeqMask seq = seq_mask(view, run.seq);
-          const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq);
-          const InvariantParts parts(view, cut, run);
-          const int first = parts.part_of(cut, run.tile, run.begin_block);
-          const int last = parts.part_of(cut, run.tile, run.end_block - 1);
-          EXPECT_GT(parts.count, 1);
-          EXPECT_LT(last, parts.count);
-          for (int part = first; part <= last; ++part) found.push_back(parts.slot(part));
-        });
-        EXPECT_EQ(found, slots);
       }
     }
+    for (int s = 0; s < view.num_seqs; ++s) {
+      const CutSequence seq(view, s);
+      for (int t = 0; t < seq.num_tiles(); ++t) {
+        const InvariantParts parts(view, seq.cut, seq.tile(view, s, t));
+        if (parts.count <= 1) continue;
+        ++cut_tiles;
+        EXPECT_LE(parts.count, seq.cut.slots_per_tile);
+        std::set<int> slots;
+        for (int part = 0; part < parts.count; ++part) slots.insert(parts.slot(part));
+        EXPECT_EQ(slots, (slots_of[{s, t}]));
+        slots_of.erase({s, t});
+      }
+    }
+    EXPECT_TRUE(slots_of.empty());
   };
   on_random_batches(SchedulePolicy::kBatchInvariant, check);
-  EXPECT_GT(runs, 0);
+  EXPECT_GT(cut_tiles, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, PartsTest,

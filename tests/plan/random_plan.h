@@ -39,7 +39,6 @@ struct Planned {
   std::vector<WorkStart> starts[kMaxTileClasses];
   std::vector<detail::FirstPiece> first_pieces[kMaxTileClasses];
   std::vector<std::uint64_t> arrivals[kMaxTileClasses];
-  std::vector<std::int32_t> cut_pieces[kMaxTileClasses];
   PlanTables tables;
 
   explicit Planned(std::mt19937& rng, SchedulePolicy policy) {
@@ -135,8 +134,6 @@ struct Planned {
       tables.first_pieces[c] = first_pieces[c].data();
       arrivals[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
       tables.arrivals[c] = arrivals[c].data();
-      cut_pieces[c].resize(static_cast<std::size_t>(limits.classes[c].workers));
-      tables.cut_pieces[c] = cut_pieces[c].data();
       tables.first_slot[c] = tables.num_slots;
       tables.num_slots += 2 * limits.classes[c].workers;
     }

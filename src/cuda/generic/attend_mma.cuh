@@ -65,12 +65,7 @@ __device__ inline void make_rings_ready(const AttendKernelParams& params, const 
 
 // What a block without work does of a class that few batches have sequences of, and that many are
 // launched for. It starts when the plan is there, beside the kernel of another class.
-__device__ inline void leave_idle(const AttendKernelParams& params, std::int32_t tile_class,
-                                  std::int32_t worker) {
-  const plan::ScheduleView& schedule = params.schedule;
-  if (threadIdx.x == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
-    schedule.tables.cut_pieces[tile_class][worker] = 0;
-  }
+__device__ inline void leave_idle(std::int32_t worker) {
   let_next_kernel_start();
   if (worker == 0) wait_for_earlier_kernels();
 }
@@ -81,7 +76,7 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   extern __shared__ __align__(1024) std::byte memory[];
   const auto worker = static_cast<std::int32_t>(blockIdx.x);
   if (params.after_sibling && plan::share_is_empty(params.schedule, tile_class, worker)) {
-    return leave_idle(params, tile_class, worker);
+    return leave_idle(worker);
   }
   if (threadIdx.x == T::Grid::kConsumers * kWarp) Producer<T>::prefetch(maps);
   const Shared<T> shared(memory, depth);

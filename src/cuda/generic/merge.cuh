@@ -7,7 +7,6 @@
 
 #include <cuda_runtime.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -17,7 +16,7 @@
 #include "cuda/generic/scores.cuh"
 #include "cuda/generic/shared.cuh"
 #include "cuda/generic/tile.h"
-#include "cuda/kv_codec.cuh"
+#include "cuda/merged_row.cuh"
 #include "cuda/params.h"
 #include "cuda/row_io.cuh"
 #include "plan/schedule.h"
@@ -76,13 +75,6 @@ class TileMerge {
     // Who merges a tile that is not waited for has guessed that it has all.
     return merger == CutPiece::kThisBlock && piece.waits ? Turn::kAll : Turn::kAsGuessed;
   }
-
-  // Where a row of the output is, and what its end needs; nowhere if it is not written.
-  struct RowOut {
-    std::byte* to = nullptr;
-    RowPlace place{};
-    RowScales scales{};
-  };
 
   // What both kinds of tiles need. Who rehearses has no parts, and reads shared memory.
   struct Parts {
@@ -197,7 +189,7 @@ class TileMerge {
     }
 
     __device__ void finish() {
-      RowOut out;
+      MergedRow out;
       core::SoftmaxState state;  // the sum is of this group's parts
       float4 acc[1] = {};
 #pragma unroll 1
@@ -238,7 +230,7 @@ class TileMerge {
         acc[0].z += __shfl_xor_sync(kAllLanes, acc[0].z, lanes);
         acc[0].w += __shfl_xor_sync(kAllLanes, acc[0].w, lanes);
       }
-      parts_.merge.write(out, state, column_, acc);
+      out.write<kWarp>(parts_.merge.params_, state, column_, acc);
     }
 
    private:
@@ -284,7 +276,7 @@ class TileMerge {
     }
 
     __device__ void finish() {
-      RowOut out;
+      MergedRow out;
       core::SoftmaxState state;
       float4 acc[kVectors] = {};
 #pragma unroll 1
@@ -324,7 +316,7 @@ class TileMerge {
         if (first >= parts_.count) break;
         find_rows(first);
       }
-      parts_.merge.write(out, state, column(0), acc);
+      out.write<kWarp>(parts_.merge.params_, state, column(0), acc);
     }
 
    private:
@@ -350,97 +342,14 @@ class TileMerge {
     std::int32_t rows_[kBatch];
   };
 
-  // exp(a - b), 0 where nothing is there; quicker than core's, to 2^-22.
-  static __device__ float exp_difference(float a, float b) {
-    return ptx::exp2((a - (b == core::kNegInf ? 0.0F : b)) * kLog2E);
-  }
-
-  // A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
-  static __device__ float scaled_sum(const core::SoftmaxState& state, float by) {
-    return isnan(state.sum) ? state.sum : state.sum * by;
-  }
-
   // Nowhere unless this lane `writes`.
-  __device__ RowOut row_out(const CutPiece& piece, const plan::Tile::Row& at, bool writes) const {
-    RowOut out;
-    if (!writes) return out;
+  __device__ MergedRow row_out(const CutPiece& piece, const plan::Tile::Row& at,
+                               bool writes) const {
+    if (!writes) return {};
     const std::int32_t kv_head = piece.kv_head + at.head;
-    out.place =
-        row_place(piece.first_token, kv_head, params_.schedule.group, piece.first_row + at.row);
-    if (out.place.token >= params_.schedule.tables.num_tokens) return out;
-    out.to = row_at(params_.output, out.place.token, out.place.head);
-    out.scales = row_scales(params_, out.place.head, kv_head);
-    return out;
-  }
-
-  // Of a warp's numbers, none of which is NaN.
-  static __device__ float max_of_warp(float x) {
-    const auto ordered = [](std::int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
-    return __int_as_float(ordered(__reduce_max_sync(kAllLanes, ordered(__float_as_int(x)))));
-  }
-
-  // What the sums of a row are multiplied with, and whether they are of no key: core::finish to
-  // 2^-22. Also writes the row's lse if it is this lane that `writes_lse`.
-  __device__ float end_row(const RowOut& out, const core::SoftmaxState& state, bool writes_lse,
-                           bool& empty) const {
-    const float sink = out.scales.sink;
-    empty = state.max == core::kNegInf && state.sum == 0.0F && !isnan(sink);
-    const float max = fmaxf(state.max, sink);  // not of a NaN
-    const float keep = exp_difference(state.max, max);
-    // A sink of +inf takes all.
-    const float of_sink = sink == -core::kNegInf ? 1.0F : exp_difference(sink, max);
-    const float sum = fmaf(state.sum, keep, of_sink);
-    if (writes_lse && params_.lse != nullptr) {
-      write_lse(params_, out.place.token, out.place.head, max + std::log(sum));
-    }
-    return __fdividef(keep, sum) * out.scales.value;
-  }
-
-  // A lane writes its columns of a row: kColumns from `column` on, and so many of every kWarp.
-  template <int kVectors>
-  __device__ void write(const RowOut& out, const core::SoftmaxState& state, std::int32_t column,
-                        const float4 (&acc)[kVectors]) const {
-    bool empty;
-    const bool writes = out.to != nullptr;
-    const float factor = end_row(out, state, writes && column == 0, empty);
-    if (!writes) return;
-    const DType dtype = params_.output.dtype;
-    const bool plain = params_.output_scale.data == nullptr && !is_fp8(dtype);
-    // As size_of and store_four_wide say, without their jumps.
-    const int bytes = dtype == DType::kF32 ? 4 : is_fp8(dtype) ? 1 : 2;
-    std::byte* to = out.to + column * bytes;
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v, column += kWarp, to += kWarp * bytes) {
-      if (column >= params_.head_size_v) break;
-      float4 x = acc[v];
-      scale(x, factor);
-      if (empty) x = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-      if (!plain) {
-        store_scaled(dtype, x, out.scales.output, to);
-      } else if (dtype == DType::kF32) {
-        *reinterpret_cast<float4*>(to) = x;
-      } else {
-        const bool half = dtype == DType::kF16;
-        *reinterpret_cast<uint2*>(to) =
-            make_uint2(half ? ptx::pack<__half>(x.x, x.y) : ptx::pack<__nv_bfloat16>(x.x, x.y),
-                       half ? ptx::pack<__half>(x.z, x.w) : ptx::pack<__nv_bfloat16>(x.z, x.w));
-      }
-    }
-  }
-
-  // A call: its instructions are many, and seldom needed.
-  static __device__ __noinline__ void store_scaled(DType dtype, float4 x, float by, std::byte* to) {
-    store_four(dtype, make_float4(x.x / by, x.y / by, x.z / by, x.w / by), to);
-  }
-
-  static __device__ void scale(float4& x, float by) {
-    x = make_float4(x.x * by, x.y * by, x.z * by, x.w * by);
-  }
-  static __device__ void add_scaled(float4& x, float by, const float4& other) {
-    x.x = fmaf(other.x, by, x.x);
-    x.y = fmaf(other.y, by, x.y);
-    x.z = fmaf(other.z, by, x.z);
-    x.w = fmaf(other.w, by, x.w);
+    return {params_,
+            row_place(piece.first_token, kv_head, params_.schedule.group, piece.first_row + at.row),
+            kv_head};
   }
 
   const AttendKernelParams& params_;

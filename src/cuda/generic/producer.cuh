@@ -98,9 +98,6 @@ class Producer {
       }
     }
     if (copies_keys) load(pending);
-    if (warp_ == kDescriber && lane_ == 0 && schedule.policy == SchedulePolicy::kBatchInvariant) {
-      schedule.tables.cut_pieces[tile_class_][worker] = cut_pieces_;
-    }
     // Who copies keys is done when the last block is on its way.
     return !copies_keys && piece.end_block - piece.begin_block >= kLongPiece;
   }
@@ -409,7 +406,6 @@ class Producer {
     }
     if (lane_ == 0) {
       if (piece.slot >= 0) {
-        ++cut_pieces_;
         info.partial_row = plan::partial_row(schedule, tile_class_, piece.slot, 0);
         const std::int32_t lanes = schedule.limits.classes[tile_class_].head_lanes;
         info.cut = piece.first() ? 1 : 0;
@@ -453,7 +449,6 @@ class Producer {
   RingPosition query_;
   std::int32_t under_way_ = 0;
   RingPosition landing_;         // the slice that is under way longest, where copies are limited
-  std::int32_t cut_pieces_ = 0;  // of this worker; lane 0 of the describer
 };
 
 }  // namespace diffkv::cuda::mma

@@ -1,0 +1,116 @@
+// Partials of a row, merged, and the row's end: what combine and the kernels that merge their own
+// tiles share. Of numbers that are merged all weights are quicker than core's, and right to 2^-22.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <numbers>
+
+#include "core/dtype.h"
+#include "core/softmax.h"
+#include "cuda/generic/ptx.cuh"
+#include "cuda/kv_codec.cuh"
+#include "cuda/params.h"
+#include "cuda/row_io.cuh"
+
+namespace diffkv::cuda {
+
+// exp(a - b), 0 where nothing is there.
+__device__ inline float exp_difference(float a, float b) {
+  return ptx::exp2((a - (b == core::kNegInf ? 0.0F : b)) * std::numbers::log2e_v<float>);
+}
+
+// A NaN score leaves the max alone but makes the sum NaN, also of a part whose max is -inf.
+__device__ inline float scaled_sum(const core::SoftmaxState& state, float by) {
+  return isnan(state.sum) ? state.sum : state.sum * by;
+}
+
+__device__ inline void scale(float4& x, float by) {
+  x = make_float4(x.x * by, x.y * by, x.z * by, x.w * by);
+}
+__device__ inline void add_scaled(float4& x, float by, const float4& other) {
+  x.x = fmaf(other.x, by, x.x);
+  x.y = fmaf(other.y, by, x.y);
+  x.z = fmaf(other.z, by, x.z);
+  x.w = fmaf(other.w, by, x.w);
+}
+
+// Of a warp's numbers, none of which is NaN.
+__device__ inline float max_of_warp(float x) {
+  const auto ordered = [](std::int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  return __int_as_float(ordered(__reduce_max_sync(0xffffffffU, ordered(__float_as_int(x)))));
+}
+
+// A call: its instructions are many, and seldom needed.
+static __device__ __noinline__ void store_scaled(DType dtype, float4 x, float by, std::byte* to) {
+  store_four(dtype, make_float4(x.x / by, x.y / by, x.z / by, x.w / by), to);
+}
+
+// Where a row of the output is, and what its end needs; nowhere if it is not written.
+struct MergedRow {
+  std::byte* to = nullptr;
+  RowPlace place{};
+  RowScales scales{};
+
+  MergedRow() = default;
+  __device__ MergedRow(const AttendKernelParams& params, const RowPlace& at, std::int32_t kv_head)
+      : place(at) {
+    if (place.token >= params.schedule.tables.num_tokens) return;
+    to = row_at(params.output, place.token, place.head);
+    scales = row_scales(params, place.head, kv_head);
+  }
+
+  // What the sums of the row are multiplied with, and whether they are of no key: core::finish to
+  // 2^-22. Also writes the row's lse if it is this lane that `writes_lse`.
+  __device__ float end(const AttendKernelParams& params, const core::SoftmaxState& state,
+                       bool writes_lse, bool& empty) const {
+    const float sink = scales.sink;
+    empty = state.max == core::kNegInf && state.sum == 0.0F && !isnan(sink);
+    const float max = fmaxf(state.max, sink);  // not of a NaN
+    const float keep = exp_difference(state.max, max);
+    // A sink of +inf takes all.
+    const float of_sink = sink == -core::kNegInf ? 1.0F : exp_difference(sink, max);
+    const float sum = fmaf(state.sum, keep, of_sink);
+    if (writes_lse && params.lse != nullptr) {
+      write_lse(params, place.token, place.head, max + std::log(sum));
+    }
+    return __fdividef(keep, sum) * scales.value;
+  }
+
+  // A lane writes its columns: four from `column` on, and so many of every kStep.
+  template <int kStep, int kVectors>
+  __device__ void write(const AttendKernelParams& params, const core::SoftmaxState& state,
+                        std::int32_t column, const float4 (&acc)[kVectors]) const {
+    bool empty;
+    const bool writes = to != nullptr;
+    const float factor = end(params, state, writes && column == 0, empty);
+    if (!writes) return;
+    const DType dtype = params.output.dtype;
+    const bool plain = params.output_scale.data == nullptr && !is_fp8(dtype);
+    // As size_of and store_four_wide say, without their jumps.
+    const int bytes = dtype == DType::kF32 ? 4 : is_fp8(dtype) ? 1 : 2;
+    std::byte* at = to + column * bytes;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v, column += kStep, at += kStep * bytes) {
+      if (column >= params.head_size_v) break;
+      float4 x = acc[v];
+      scale(x, factor);
+      if (empty) x = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+      if (!plain) {
+        store_scaled(dtype, x, scales.output, at);
+      } else if (dtype == DType::kF32) {
+        *reinterpret_cast<float4*>(at) = x;
+      } else {
+        const bool half = dtype == DType::kF16;
+        *reinterpret_cast<uint2*>(at) =
+            make_uint2(half ? ptx::pack<__half>(x.x, x.y) : ptx::pack<__nv_bfloat16>(x.x, x.y),
+                       half ? ptx::pack<__half>(x.z, x.w) : ptx::pack<__nv_bfloat16>(x.z, x.w));
+      }
+    }
+  }
+};
+
+}  // namespace diffkv::cuda
