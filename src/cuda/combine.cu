@@ -1,10 +1,9 @@
 // Partials to output rows. What is left of it is the latency of memory: what is loaded depends on
 // what was loaded before as seldom as possible. Of a balanced plan the shares that have parts of a
 // tile divide its rows among their thread blocks. Of a batch-invariant plan, which says of each
-// sequence how it is cut, few blocks have all rows in turn: as many as find room beside attend's.
-// When attend ends they have found out which these are; blocks that came later would start behind
-// them.
-#include <algorithm>
+// sequence how it is cut, few blocks have all rows in turn: as many as find room beside those of
+// 192/128 decode, and so little shared memory as is left there. When attend ends they have found
+// out which rows they begin with; blocks that came later would start behind them.
 #include <cstdint>
 
 #include "cuda/combine_rows.cuh"
@@ -23,7 +22,7 @@ namespace {
 using namespace combining;
 
 __device__ std::int32_t sum_up_to_lane(std::int32_t x) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int lane = lane_of_warp();
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
     const std::int32_t below = __shfl_up_sync(kAllLanes, x, step);
@@ -32,37 +31,30 @@ __device__ std::int32_t sum_up_to_lane(std::int32_t x) {
   return x;
 }
 
-// Of a batch-invariant plan: rows that the warps of a block merge at the same time, by number among
-// all of a sequence's.
+// Of a batch-invariant plan: rows of a tile that the warps of a block merge at the same time.
 struct Round {
+  // By number among all of a sequence's.
   std::int32_t seq;
   std::int32_t index;
+  std::int32_t sharing;    // warps that share a row
+  std::int32_t slot_rows;  // of the partials, from one slot to the next
+  plan::InvariantParts parts;
 };
 
-// What a warp does of a round.
-struct WarpRow {
+// A warp's row of a round.
+struct RoundRow {
   MergedRow out;
-  std::int32_t sharing;    // warps that share the row
-  std::int32_t parts;      // of the tile
-  std::int64_t first_row;  // of the partials: of part 0
-  std::int32_t slot_rows;  // from one slot to the next
-  std::int32_t prefix;     // so many parts are below the prefix
-  std::int32_t skipped;    // slots behind these
-
-  // The row of a part, counted from first_row.
-  __device__ std::int32_t operator()(std::int32_t part) const {
-    return (part < prefix ? part : part + skipped) * slot_rows;
-  }
+  std::int64_t first_row = 0;  // of the partials: of part 0
 };
 
-constexpr int kMostRounds = 8;  // that a block gets ready for at a time
+constexpr int kMostRounds = 6;  // that a block gets ready for at a time
 
 template <int kVectors>
 struct Shared {
   SharedSums<kVectors> sums;
   // Of a batch-invariant plan: this block's next rounds, and sums of their numbers.
   Round rounds[kMostRounds];
-  WarpRow rows[kMostRounds][kWarps];
+  RoundRow rows[kMostRounds][kWarps];
   std::int32_t rounds_of_warp[kWarps];
 };
 
@@ -109,73 +101,74 @@ __device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_cla
 
   const plan::SeqTiles tiles = plan::seq_tiles(view, end_token - first_token);
   if (tile.tile >= tiles.tiles_per_head * lane.head_groups) return;
-  plan::Piece piece;
-  piece.seq = tile.seq;
-  piece.tile = plan::tile_rows(view, tiles, tile.tile);
-  piece.tile.kv_head = lane.head_group(piece.tile.head_group) * piece.tile.num_heads;
+  plan::Tile cut = plan::tile_rows(view, tiles, tile.tile);
+  cut.kv_head = lane.head_group(cut.head_group) * cut.num_heads;
   const int sharing = warps_of_row(parts.count);
   const std::int32_t at_once = kWarps / sharing;
   const std::int32_t blocks = blocks_of_cut(view.limits.classes[tile_class]);
-  const std::int32_t rows = piece.tile.num_heads * piece.tile.num_rows;
+  const std::int32_t rows = cut.num_heads * cut.num_rows;
+  const std::int64_t first_row = plan::partial_row(view, tile_class, parts.first_slot, 0);
 #pragma unroll 1
   for (std::int32_t first = (up_to_own * blocks + of_cut) * at_once; first < rows;
        first += parts.count * blocks * at_once) {
     const std::int32_t row = first + warp_of_block() / sharing;
-    const plan::Tile::Row at = plan::Tile::row_of(piece.tile.num_heads, piece.tile.num_rows, row);
-    const std::int64_t first_row = plan::partial_row(view, tile_class, parts.first_slot, 0);
-    merge_rows(p, sharing, row_out(p, piece.tile, first_token, row), first_row, parts.count,
-               shared.sums, [&](std::int32_t part) {
-                 const std::int32_t slot = parts.slot(part);
-                 if (slot == plan::kNoSlot) return kNoRow;
-                 return static_cast<std::int32_t>(
-                     plan::partial_row(view, tile_class, slot, at.row, at.head) - first_row);
-               });
+    const plan::Tile::Row at = plan::Tile::row_of(cut.num_heads, cut.num_rows, row);
+    const MergedRow out = row < rows ? row_out(p, cut, first_token, at) : MergedRow();
+    merge_rows(p, sharing, out, first_row, parts.count, shared.sums, [&](std::int32_t part) {
+      const std::int32_t slot = parts.slot(part);
+      if (slot == plan::kNoSlot) return kNoRow;
+      return static_cast<std::int32_t>(plan::partial_row(view, tile_class, slot, at.row, at.head) -
+                                       first_row);
+    });
   }
 }
 
-// How a block goes through the rows of a sequence's cut tiles, of a batch-invariant plan.
-struct Rounds {
+// How many rows of a sequence's cut tiles are merged at a time, of a batch-invariant plan.
+struct RoundSize {
   int sharing;
-  std::int32_t rows;      // at once
-  std::int32_t per_tile;  // that a full tile takes
+  std::int32_t rows;
+  std::int32_t per_tile;  // rounds that a full tile takes
 
-  __device__ Rounds(const TileClass& cls, const plan::CutSequence& seq)
+  __device__ RoundSize(const TileClass& cls, const plan::CutSequence& seq)
       : sharing(warps_of_row(seq.cut.slots_per_tile)), rows(kWarps / sharing) {
     per_tile = plan::divide(min(seq.tiles.rows, cls.tile_rows) * cls.tile_heads + rows - 1, rows);
   }
 };
 
-__device__ WarpRow warp_row(const AttendKernelParams& p, const Round& round, int warp) {
+// What a warp does of a round. Warp 0 also completes what all have in common.
+__device__ RoundRow round_row(const AttendKernelParams& p, Round& round, int warp) {
   const plan::ScheduleView& view = p.schedule;
   const plan::CutSequence seq(view, round.seq);
   const TileClass& cls = view.limits.classes[seq.tiles.tile_class];
-  const Rounds rounds(cls, seq);
-  const std::int32_t tile = plan::divide(round.index, rounds.per_tile);
-  const plan::Piece piece = seq.tile(view, round.seq, tile);
+  const RoundSize size(cls, seq);
+  const std::int32_t tile_index = plan::divide(round.index, size.per_tile);
+  const plan::Piece piece = seq.tile(view, tile_index);
   const plan::InvariantParts parts(view, seq.cut, piece);
-  WarpRow row;
-  row.sharing = rounds.sharing;
-  row.parts = parts.count;
-  if (parts.count <= 1) return row;  // attend has written it
+  if (warp == 0) {
+    round.sharing = size.sharing;
+    round.slot_rows = cls.tile_heads * cls.tile_rows;
+    round.parts = parts;
+  }
+  RoundRow row;
+  const plan::Tile& tile = piece.tile;
   const std::int32_t in_tile =
-      (round.index - tile * rounds.per_tile) * rounds.rows + warp / rounds.sharing;
-  row.out = row_out(p, piece.tile, view.tables.query_start_loc[round.seq], in_tile);
-  const plan::Tile::Row at = plan::Tile::row_of(piece.tile.num_heads, piece.tile.num_rows, in_tile);
-  row.first_row = plan::partial_row(view, seq.tiles.tile_class, parts.slot(0), at.row, at.head);
-  row.slot_rows = cls.tile_heads * cls.tile_rows;
-  row.prefix = parts.prefix_ranges;
-  row.skipped = parts.slot(row.prefix) - parts.slot(0) - row.prefix;
+      (round.index - tile_index * size.per_tile) * size.rows + warp / size.sharing;
+  // A tile in one part attend has written.
+  if (parts.count <= 1 || in_tile >= tile.num_heads * tile.num_rows) return row;
+  const plan::Tile::Row at = plan::Tile::row_of(tile.num_heads, tile.num_rows, in_tile);
+  row.out = row_out(p, tile, view.tables.query_start_loc[seq.seq], at);
+  row.first_row = plan::partial_row(view, seq.tiles.tile_class, parts.first_slot, at.row, at.head);
   return row;
 }
 
 // This block's rounds of a batch-invariant plan: of all of the batch, every gridDim.x-th. They are
-// found before attend has ended, a thread a sequence, and then a thread a row.
+// found by a thread a sequence, and then by a thread a row: the first ones before attend has ended.
 template <int kVectors>
 __device__ void combine_rounds(const AttendKernelParams& p, Shared<kVectors>& shared) {
   const plan::ScheduleView& view = p.schedule;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   const auto blocks = static_cast<std::int32_t>(gridDim.x);
-  const std::int32_t warp = thread / kWarp;
+  const int warp = warp_of_block();
   bool waited = false;
   std::int32_t begin = 0;                             // the first round of these sequences
   auto next = static_cast<std::int32_t>(blockIdx.x);  // this block's next round
@@ -187,11 +180,11 @@ __device__ void combine_rounds(const AttendKernelParams& p, Shared<kVectors>& sh
       const plan::CutSequence cut(view, seq);
       const std::int32_t tiles = cut.num_tiles();
       if (tiles > 0) {
-        own = tiles * Rounds(view.limits.classes[cut.tiles.tile_class], cut).per_tile;
+        own = tiles * RoundSize(view.limits.classes[cut.tiles.tile_class], cut).per_tile;
       }
     }
     std::int32_t own_end = begin + sum_up_to_lane(own);
-    if (thread % kWarp == kWarp - 1) shared.rounds_of_warp[warp] = own_end - begin;
+    if (lane_of_warp() == kWarp - 1) shared.rounds_of_warp[warp] = own_end - begin;
     __syncthreads();
     std::int32_t end = begin;
 #pragma unroll
@@ -206,19 +199,23 @@ __device__ void combine_rounds(const AttendKernelParams& p, Shared<kVectors>& sh
       const std::int32_t own_begin = own_end - own;
       std::int32_t i = own_begin > next ? plan::divide(own_begin - next - 1, blocks) + 1 : 0;
       for (; i < count && next + i * blocks < own_end; ++i) {
-        shared.rounds[i] = {seq, next + i * blocks - own_begin};
+        shared.rounds[i].seq = seq;
+        shared.rounds[i].index = next + i * blocks - own_begin;
       }
       __syncthreads();
       if (const int r = thread / kWarps; r < count) {
-        shared.rows[r][thread % kWarps] = warp_row(p, shared.rounds[r], thread % kWarps);
+        shared.rows[r][thread % kWarps] = round_row(p, shared.rounds[r], thread % kWarps);
       }
       __syncthreads();
       if (!waited) wait_for_earlier_kernels();
       waited = true;
 #pragma unroll 1
       for (int r = 0; r < count; ++r) {
-        const WarpRow& row = shared.rows[r][warp];
-        merge_rows(p, row.sharing, row.out, row.first_row, row.parts, shared.sums, row);
+        const Round& round = shared.rounds[r];
+        const RoundRow& row = shared.rows[r][warp];
+        merge_rows(
+            p, round.sharing, row.out, row.first_row, round.parts.count, shared.sums,
+            [&](std::int32_t part) { return round.parts.slot_in_tile(part) * round.slot_rows; });
       }
       next += count * blocks;
       __syncthreads();  // the list has been read
@@ -230,7 +227,9 @@ __device__ void combine_rounds(const AttendKernelParams& p, Shared<kVectors>& sh
 }
 
 template <int kVectors, SchedulePolicy kPolicy>
-__global__ void __launch_bounds__(kThreads, kVectors == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads,
+                                  kVectors == 1 && kPolicy == SchedulePolicy::kBatchInvariant ? 3
+                                                                                              : 2)
     combine_kernel(const __grid_constant__ AttendKernelParams p) {
   __shared__ Shared<kVectors> shared;
   let_next_kernel_start();

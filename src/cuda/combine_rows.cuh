@@ -120,25 +120,23 @@ __device__ Merged<kVectors> merge_parts(const AttendKernelParams& p, std::int64_
   return merged;
 }
 
-// Row `row` of a tile; nowhere if that has fewer.
+// The row of a tile that is `at`.
 __device__ inline MergedRow row_out(const AttendKernelParams& p, const plan::Tile& tile,
-                                    std::int32_t first_token, std::int32_t row) {
-  if (row >= tile.num_heads * tile.num_rows) return {};
-  const plan::Tile::Row at = plan::Tile::row_of(tile.num_heads, tile.num_rows, row);
+                                    std::int32_t first_token, const plan::Tile::Row& at) {
   const std::int32_t kv_head = tile.kv_head + at.head;
   return {p, row_place(first_token, kv_head, p.schedule.group, tile.first_row + at.row), kv_head};
 }
 
-// Warps that share a row of a tile in so many parts: this depends on the tile alone, and so do the
-// sums.
+// Warps that share a row of a tile in so many parts, or as many as another of its sequence can
+// have: this depends on the sequence alone, and so do the sums.
 __device__ inline int warps_of_row(std::int32_t parts) {
   int warps = 1;
   while (warps < kWarps && 8 * warps <= parts) warps *= 2;
   return warps;
 }
 
-// A round of a block, `sharing` neighbouring warps a row: each has its row's `out`, and what
-// merge_parts asks for.
+// A round of a block, `sharing` neighbouring warps a row: each has its row's `out`, which may be
+// nowhere, and what merge_parts asks for. All warps of a block call it, with the same `sharing`.
 template <int kVectors, class RowAt>
 __device__ void merge_rows(const AttendKernelParams& p, int sharing, const MergedRow& out,
                            std::int64_t first_row, std::int32_t parts, SharedSums<kVectors>& shared,

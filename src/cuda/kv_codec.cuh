@@ -173,30 +173,6 @@ __device__ inline void store_chunk(DType dtype, const float (&x)[kChunk], std::b
   }
 }
 
-// Four elements of a result row of a type of 2 or 4 bytes, at a multiple of four. A NaN may lose
-// its sign and payload.
-__device__ inline void store_four_wide(DType dtype, float4 x, std::byte* to) {
-  if (dtype == DType::kF32) {
-    *reinterpret_cast<float4*>(to) = x;
-  } else if (dtype == DType::kF16) {
-    const __half2 pairs[2] = {__floats2half2_rn(x.x, x.y), __floats2half2_rn(x.z, x.w)};
-    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(pairs);
-  } else {
-    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x, x.y),
-                                     __floats2bfloat162_rn(x.z, x.w)};
-    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(pairs);
-  }
-}
-
-// The same of any type of results.
-__device__ inline void store_four(DType dtype, float4 x, std::byte* to) {
-  if (is_fp8(dtype)) {
-    *reinterpret_cast<std::uint32_t*>(to) = fp8_word(dtype, x.x, x.y, x.z, x.w);
-  } else {
-    store_four_wide(dtype, x, to);
-  }
-}
-
 // Element i of a row, encoded as `dtype`.
 __device__ inline void store_element(DType dtype, float x, std::byte* row, std::int64_t i) {
   core::store_row(dtype, &x, 1, row + i * size_of(dtype));

@@ -44,23 +44,26 @@ __device__ inline float max_of_warp(float x) {
   return __int_as_float(ordered(__reduce_max_sync(0xffffffffU, ordered(__float_as_int(x)))));
 }
 
-// A call: its instructions are many, and seldom needed.
-static __device__ __noinline__ void store_scaled(DType dtype, float4 x, float by, std::byte* to) {
-  store_four(dtype, make_float4(x.x / by, x.y / by, x.z / by, x.w / by), to);
+// Four results of fp8, which are the ones that have a scale. A call: its instructions are many, and
+// seldom needed.
+inline __device__ __noinline__ void store_fp8(DType dtype, float4 x, float by, std::byte* to) {
+  *reinterpret_cast<std::uint32_t*>(to) = fp8_word(dtype, x.x / by, x.y / by, x.z / by, x.w / by);
 }
 
 // Where a row of the output is, and what its end needs; nowhere if it is not written.
 struct MergedRow {
   std::byte* to = nullptr;
-  RowPlace place{};
+  std::int32_t token = 0;
+  std::int32_t head = 0;
   RowScales scales{};
 
   MergedRow() = default;
-  __device__ MergedRow(const AttendKernelParams& params, const RowPlace& at, std::int32_t kv_head)
-      : place(at) {
+  __device__ MergedRow(const AttendKernelParams& params, const RowPlace& place,
+                       std::int32_t kv_head)
+      : token(static_cast<std::int32_t>(place.token)), head(place.head) {
     if (place.token >= params.schedule.tables.num_tokens) return;
-    to = row_at(params.output, place.token, place.head);
-    scales = row_scales(params, place.head, kv_head);
+    to = row_at(params.output, place.token, head);
+    scales = row_scales(params, head, kv_head);
   }
 
   // What the sums of the row are multiplied with, and whether they are of no key: core::finish to
@@ -75,7 +78,7 @@ struct MergedRow {
     const float of_sink = sink == -core::kNegInf ? 1.0F : exp_difference(sink, max);
     const float sum = fmaf(state.sum, keep, of_sink);
     if (writes_lse && params.lse != nullptr) {
-      write_lse(params, place.token, place.head, max + std::log(sum));
+      write_lse(params, token, head, max + std::log(sum));
     }
     return __fdividef(keep, sum) * scales.value;
   }
@@ -89,8 +92,7 @@ struct MergedRow {
     const float factor = end(params, state, writes && column == 0, empty);
     if (!writes) return;
     const DType dtype = params.output.dtype;
-    const bool plain = params.output_scale.data == nullptr && !is_fp8(dtype);
-    // As size_of and store_four_wide say, without their jumps.
+    // As size_of says, without its jumps.
     const int bytes = dtype == DType::kF32 ? 4 : is_fp8(dtype) ? 1 : 2;
     std::byte* at = to + column * bytes;
 #pragma unroll
@@ -99,8 +101,8 @@ struct MergedRow {
       float4 x = acc[v];
       scale(x, factor);
       if (empty) x = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-      if (!plain) {
-        store_scaled(dtype, x, scales.output, at);
+      if (is_fp8(dtype)) {
+        store_fp8(dtype, x, scales.output, at);
       } else if (dtype == DType::kF32) {
         *reinterpret_cast<float4*>(at) = x;
       } else {

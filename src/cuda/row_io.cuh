@@ -87,25 +87,19 @@ __device__ inline void write_lse(const AttendKernelParams& p, std::int64_t token
   p.lse[head * p.lse_stride_head + token * p.lse_stride_token] = lse;
 }
 
-// Adds the sink to a row's softmax and writes its lse. Call once a row: `writes_lse` says whether
-// this thread is the one that does.
+// Adds the sink to a row's softmax and writes its lse. Call once a row.
 __device__ inline RowEnd finish_row(const AttendKernelParams& p, std::int64_t token,
-                                    std::int32_t head, const RowScales& scales,
-                                    core::SoftmaxState state, bool writes_lse) {
+                                    std::int32_t head, std::int32_t kv_head,
+                                    core::SoftmaxState state) {
+  const RowScales scales = row_scales(p, head, kv_head);
   const core::SoftmaxEnd end = core::finish(state, scales.sink);
-  if (writes_lse && p.lse != nullptr) write_lse(p, token, head, end.lse);
+  if (p.lse != nullptr) write_lse(p, token, head, end.lse);
   RowEnd row;
   row.factor = end.factor * scales.value;
   row.empty = end.empty;
   row.divided = p.output_scale.data != nullptr;
   row.divisor = scales.output;
   return row;
-}
-
-__device__ inline RowEnd finish_row(const AttendKernelParams& p, std::int64_t token,
-                                    std::int32_t head, std::int32_t kv_head,
-                                    core::SoftmaxState state, bool writes_lse) {
-  return finish_row(p, token, head, row_scales(p, head, kv_head), state, writes_lse);
 }
 
 }  // namespace diffkv::cuda

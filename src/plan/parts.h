@@ -11,6 +11,32 @@
 
 namespace diffkv::plan {
 
+// kBatchInvariant: a sequence whose tiles may be cut. Its slots follow from it alone.
+struct CutSequence {
+  std::int32_t seq;
+  SeqMask mask;
+  SeqTiles tiles;
+  InvariantCut cut;
+
+  DIFFKV_HD CutSequence(const ScheduleView& view, std::int32_t sequence)
+      : seq(sequence),
+        mask(seq_mask(view, seq)),
+        tiles(seq_tiles(view, mask.query_len)),
+        cut(invariant_cut(view, tiles, mask)) {}
+
+  // Of the tiles that may be cut.
+  DIFFKV_HD std::int32_t num_tiles() const { return cut.ranges > 1 ? tiles.count() : 0; }
+  // All of one of them. It is cut if it has several parts.
+  DIFFKV_HD Piece tile(const ScheduleView& view, std::int32_t index) const {
+    Piece piece;
+    piece.seq = seq;
+    piece.tile_index = index;
+    piece.tile = tile_at(view, mask, tiles, index);
+    piece.end_block = piece.tile.num_blocks;
+    return piece;
+  }
+};
+
 // Calls fn(slot) for every partial of the tile whose first piece is `first`, found in `worker`'s
 // share, in the order of their keys.
 template <class Fn>
@@ -18,8 +44,7 @@ DIFFKV_HD void for_each_partial(const ScheduleView& view, std::int32_t tile_clas
                                 std::int32_t worker, const Piece& first, Fn&& fn) {
   fn(first.slot);
   if (view.policy == SchedulePolicy::kBatchInvariant) {
-    const SeqMask seq = seq_mask(view, first.seq);
-    const InvariantCut cut = invariant_cut(view, seq_tiles(view, seq.query_len), seq);
+    const InvariantCut cut = CutSequence(view, first.seq).cut;
     Piece piece = first;
     while (!piece.last()) {
       piece.begin_block = piece.end_block;
@@ -90,53 +115,30 @@ struct BalancedParts {
 // kBatchInvariant: a part for each range between absolute cuts that the tile reaches into.
 struct InvariantParts {
   std::int32_t first_slot = 0;  // of the tile
-  std::int32_t first_range = 0;
-  std::int32_t prefix_ranges = 0;
-  std::int32_t window_range = 0;  // the first after those of the prefix
+  std::int32_t prefix = 0;      // so many parts are below the prefix
+  std::int32_t skipped = 0;     // slots behind these, of ranges that the tile does not reach into
   std::int32_t count = 0;
 
+  InvariantParts() = default;
   DIFFKV_HD InvariantParts(const ScheduleView& view, const InvariantCut& cut, const Piece& piece) {
     const Tile& tile = piece.tile;
     const std::int32_t per_range = cut.blocks_per_range;
     first_slot = view.tables.slot_before[piece.seq] + piece.tile_index * cut.slots_per_tile;
-    first_range = divide(tile.block_at(0), per_range);
-    if (tile.prefix_blocks > 0) prefix_ranges = divide(tile.prefix_blocks - 1, per_range) + 1;
-    count = prefix_ranges;
+    if (tile.prefix_blocks > 0) prefix = divide(tile.prefix_blocks - 1, per_range) + 1;
+    count = prefix;
     if (tile.num_blocks == tile.prefix_blocks) return;
-    const std::int32_t first = divide(tile.first_block, per_range);
-    window_range = first < prefix_ranges ? prefix_ranges : first;
+    const std::int32_t window = divide(tile.first_block, per_range);
+    const std::int32_t first = window < prefix ? prefix : window;
     const std::int32_t last = divide(tile.block_at(tile.num_blocks - 1), per_range);
-    if (last >= window_range) count += last - window_range + 1;
+    if (prefix > 0) skipped = first - prefix;
+    if (last >= first) count += last - first + 1;
   }
 
-  DIFFKV_HD std::int32_t slot(std::int32_t part) const {
-    const std::int32_t range = part < prefix_ranges ? part : window_range + (part - prefix_ranges);
-    return first_slot + range - first_range;
+  // Counted from the tile's first.
+  DIFFKV_HD std::int32_t slot_in_tile(std::int32_t part) const {
+    return part < prefix ? part : part + skipped;
   }
-};
-
-// kBatchInvariant: a sequence whose tiles may be cut. Its slots follow from it alone.
-struct CutSequence {
-  SeqMask mask;
-  SeqTiles tiles;
-  InvariantCut cut;
-
-  DIFFKV_HD CutSequence(const ScheduleView& view, std::int32_t seq)
-      : mask(seq_mask(view, seq)),
-        tiles(seq_tiles(view, mask.query_len)),
-        cut(invariant_cut(view, tiles, mask)) {}
-
-  // Of the tiles that may be cut.
-  DIFFKV_HD std::int32_t num_tiles() const { return cut.ranges > 1 ? tiles.count() : 0; }
-  // All of one of them. It is cut if it has several parts.
-  DIFFKV_HD Piece tile(const ScheduleView& view, std::int32_t seq, std::int32_t index) const {
-    Piece piece;
-    piece.seq = seq;
-    piece.tile_index = index;
-    piece.tile = tile_at(view, mask, tiles, index);
-    piece.end_block = piece.tile.num_blocks;
-    return piece;
-  }
+  DIFFKV_HD std::int32_t slot(std::int32_t part) const { return first_slot + slot_in_tile(part); }
 };
 
 }  // namespace diffkv::plan

@@ -97,12 +97,6 @@ class Share {
   DIFFKV_HD bool next(Piece& piece) const {
     return find_piece(view_, tile_class_, worker_, after(piece), stop_, piece);
   }
-  // Makes a piece all that the share has of its tile from the piece's begin on.
-  DIFFKV_HD void extend(Piece& piece) const {
-    const bool ends_inside = same_tile({piece.seq, piece.line_index, 0}, stop_);
-    piece.end_block =
-        ends_inside && stop_.block < piece.tile.num_blocks ? stop_.block : piece.tile.num_blocks;
-  }
 
  private:
   DIFFKV_HD std::int32_t lanes() const { return view_.limits.classes[tile_class_].head_lanes; }

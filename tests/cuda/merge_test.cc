@@ -38,6 +38,7 @@ struct Shape {
   DType stored = DType::kBF16;
   std::int32_t window = 0;
   SchedulePolicy policy = SchedulePolicy::kBalanced;
+  std::int32_t prefix_window = 0;
 };
 
 // Sequences that shares begin and end in, some within one share, some across many.
@@ -51,10 +52,12 @@ std::vector<verify::SeqShape> mixed(int count, std::int64_t query_len, std::int6
   return seqs;
 }
 
-// Sequences that are each cut once.
+// Sequences that are each cut once, some of several tiles, some without a query.
 std::vector<verify::SeqShape> many(int count) {
   std::vector<verify::SeqShape> seqs;
-  for (int s = 0; s < count; ++s) seqs.push_back({1, 2100 + 37 * s % 500});
+  for (int s = 0; s < count; ++s) {
+    seqs.push_back({s % 50 == 10 ? 0 : s % 7 == 3 ? 3 : 1, 2100 + 37 * s % 500});
+  }
   return seqs;
 }
 
@@ -74,6 +77,19 @@ std::vector<Shape> shapes() {
       {"invariant_of_heads", 64, 4, 128, mixed(60, 1, 9000), false, DType::kE4M3, 0, kInvariant},
       {"invariant_of_four_tokens", 16, 1, 128, mixed(40, 4, 30000), false, DType::kBF16, 0,
        kInvariant},
+      {"invariant_of_64_parts",
+       16,
+       1,
+       128,
+       {{1, 65000}, {1, 20000}},
+       false,
+       DType::kBF16,
+       0,
+       kInvariant},
+      {"invariant_of_wide_values", 16, 1, 256, mixed(40, 1, 6000), false, DType::kBF16, 0,
+       kInvariant},
+      {"invariant_of_prefixes", 16, 1, 128, mixed(40, 1, 12000), false, DType::kBF16, 0, kInvariant,
+       2500},
       // More than a block of combine finds at a time, of sequences and of rows.
       {"invariant_of_many", 48, 3, 16, many(300), false, DType::kBF16, 0, kInvariant}};
 }
@@ -123,6 +139,7 @@ TEST_P(CudaMerges, EveryAttendOfAPlanIsRight) {
   c.key.head_size_v = shape.head_size_v;
   c.key.key_dtype = c.key.value_dtype = shape.stored;
   c.key.mask.window = shape.window;
+  c.key.mask.prefix_window = shape.prefix_window;
   c.key.policy = shape.policy;
   c.seqs = shape.seqs;
   c.block_size = 64;

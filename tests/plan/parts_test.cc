@@ -88,7 +88,7 @@ TEST(Parts, OfSequencesAreThePieces) {
     for (int s = 0; s < view.num_seqs; ++s) {
       const CutSequence seq(view, s);
       for (int t = 0; t < seq.num_tiles(); ++t) {
-        const InvariantParts parts(view, seq.cut, seq.tile(view, s, t));
+        const InvariantParts parts(view, seq.cut, seq.tile(view, t));
         if (parts.count <= 1) continue;
         ++cut_tiles;
         EXPECT_LE(parts.count, seq.cut.slots_per_tile);

@@ -414,7 +414,7 @@ class Rows {
         tables.partial_state[at] = state;
       } else {
         shared_.end[own] =
-            finish_row(p_, shared_.token[own], shared_.head[own], kv_head_, state, true);
+            finish_row(p_, shared_.token[own], shared_.head[own], kv_head_, state);
       }
     }
     __syncthreads();

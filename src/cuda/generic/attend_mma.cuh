@@ -84,8 +84,8 @@ __device__ inline void attend(const AttendKernelParams& params, const KvMaps& ma
   const bool consumes = threadIdx.x < T::Grid::kConsumers * kWarp;
   if (consumes) make_rings_ready<T>(params, shared, depth, boxes);
   if (!params.after_sibling) wait_for_earlier_kernels();
-  // The kernel of another class of the same attend does not wait, and combine reads the plan before
-  // it waits: they may only start when all that came before this one has ended.
+  // The kernel of another class of the same attend does not wait, and combine reads the plan, sinks
+  // and scales before it waits: they may only start when all that came before this one has ended.
   let_next_kernel_start();
   const bool describes = threadIdx.x / kWarp == T::Grid::kConsumers + Producer<T>::kDescriber;
   // Each call has objects of its own: of those that lived on, the compiler spilled the sums.
