@@ -413,8 +413,7 @@ class Rows {
             plan::partial_row(p_.schedule, tile_class_, piece_.slot, first_ + own, head_);
         tables.partial_state[at] = state;
       } else {
-        shared_.end[own] =
-            finish_row(p_, shared_.token[own], shared_.head[own], kv_head_, state);
+        shared_.end[own] = finish_row(p_, shared_.token[own], shared_.head[own], kv_head_, state);
       }
     }
     __syncthreads();

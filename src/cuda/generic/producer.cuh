@@ -448,7 +448,7 @@ class Producer {
   RingPosition stage_;
   RingPosition query_;
   std::int32_t under_way_ = 0;
-  RingPosition landing_;         // the slice that is under way longest, where copies are limited
+  RingPosition landing_;  // the slice that is under way longest, where copies are limited
 };
 
 }  // namespace diffkv::cuda::mma
