@@ -12,6 +12,7 @@
 #include "cuda/launch.h"
 #include "cuda/merged_row.cuh"
 #include "cuda/stages.h"
+#include "cuda/warp.cuh"
 #include "plan/parts.h"
 #include "plan/quotient.h"
 #include "plan/schedule.h"
@@ -20,16 +21,6 @@ namespace diffkv::cuda {
 namespace {
 
 using namespace combining;
-
-__device__ std::int32_t sum_up_to_lane(std::int32_t x) {
-  const int lane = lane_of_warp();
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const std::int32_t below = __shfl_up_sync(kAllLanes, x, step);
-    if (lane >= step) x += below;
-  }
-  return x;
-}
 
 // Of a batch-invariant plan: rows of a tile that the warps of a block merge at the same time.
 struct Round {
@@ -113,7 +104,8 @@ __device__ void combine_share(const AttendKernelParams& p, std::int32_t tile_cla
        first += parts.count * blocks * at_once) {
     const std::int32_t row = first + warp_of_block() / sharing;
     const plan::Tile::Row at = plan::Tile::row_of(cut.num_heads, cut.num_rows, row);
-    const MergedRow out = row < rows ? row_out(p, cut, first_token, at) : MergedRow();
+    MergedRow out;
+    if (row < rows) out = {p, first_token, cut.kv_head + at.head, cut.first_row + at.row};
     merge_rows(p, sharing, out, first_row, parts.count, shared.sums, [&](std::int32_t part) {
       const std::int32_t slot = parts.slot(part);
       if (slot == plan::kNoSlot) return kNoRow;
@@ -156,7 +148,8 @@ __device__ RoundRow round_row(const AttendKernelParams& p, Round& round, int war
   // A tile in one part attend has written.
   if (parts.count <= 1 || in_tile >= tile.num_heads * tile.num_rows) return row;
   const plan::Tile::Row at = plan::Tile::row_of(tile.num_heads, tile.num_rows, in_tile);
-  row.out = row_out(p, tile, view.tables.query_start_loc[seq.seq], at);
+  row.out = {p, view.tables.query_start_loc[seq.seq], tile.kv_head + at.head,
+             tile.first_row + at.row};
   row.first_row = plan::partial_row(view, seq.tiles.tile_class, parts.first_slot, at.row, at.head);
   return row;
 }

@@ -9,25 +9,16 @@
 #include "core/softmax.h"
 #include "cuda/merged_row.cuh"
 #include "cuda/params.h"
-#include "cuda/row_io.cuh"
-#include "plan/schedule.h"
+#include "cuda/warp.cuh"
 
 namespace diffkv::cuda::combining {
 
-inline constexpr int kWarp = 32;
 inline constexpr int kWarps = 8;
 inline constexpr int kThreads = kWarps * kWarp;
 inline constexpr int kVector = 4;  // floats a lane loads at once
-inline constexpr std::uint32_t kAllLanes = 0xffffffffU;
 
 __device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ inline int warp_of_block() { return static_cast<int>(threadIdx.x) / kWarp; }
-
-__device__ inline float sum_of_warp(float x) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
-}
 
 // A row's accumulator, spread over the lanes: vector i of lane l holds columns
 // (i * 32 + l) * 4 and on.
@@ -118,13 +109,6 @@ __device__ Merged<kVectors> merge_parts(const AttendKernelParams& p, std::int64_
     }
   }
   return merged;
-}
-
-// The row of a tile that is `at`.
-__device__ inline MergedRow row_out(const AttendKernelParams& p, const plan::Tile& tile,
-                                    std::int32_t first_token, const plan::Tile::Row& at) {
-  const std::int32_t kv_head = tile.kv_head + at.head;
-  return {p, row_place(first_token, kv_head, p.schedule.group, tile.first_row + at.row), kv_head};
 }
 
 // Warps that share a row of a tile in so many parts, or as many as another of its sequence can

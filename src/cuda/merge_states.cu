@@ -9,11 +9,11 @@
 #include "cuda/kv_codec.cuh"
 #include "cuda/row_io.cuh"
 #include "cuda/stages.h"
+#include "cuda/warp.cuh"
 
 namespace diffkv::cuda {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kRowsPerBlock = 8;
 
 struct LseParams {

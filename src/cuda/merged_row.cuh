@@ -38,12 +38,6 @@ __device__ inline void add_scaled(float4& x, float by, const float4& other) {
   x.w = fmaf(other.w, by, x.w);
 }
 
-// Of a warp's numbers, none of which is NaN.
-__device__ inline float max_of_warp(float x) {
-  const auto ordered = [](std::int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
-  return __int_as_float(ordered(__reduce_max_sync(0xffffffffU, ordered(__float_as_int(x)))));
-}
-
 // Four results of fp8, which are the ones that have a scale. A call: its instructions are many, and
 // seldom needed.
 inline __device__ __noinline__ void store_fp8(DType dtype, float4 x, float by, std::byte* to) {
@@ -58,9 +52,12 @@ struct MergedRow {
   RowScales scales{};
 
   MergedRow() = default;
-  __device__ MergedRow(const AttendKernelParams& params, const RowPlace& place,
-                       std::int32_t kv_head)
-      : token(static_cast<std::int32_t>(place.token)), head(place.head) {
+  // Row `index` of a KV head of the sequence that starts at `first_token`.
+  __device__ MergedRow(const AttendKernelParams& params, std::int32_t first_token,
+                       std::int32_t kv_head, std::int32_t index) {
+    const RowPlace place = row_place(first_token, kv_head, params.schedule.group, index);
+    token = static_cast<std::int32_t>(place.token);
+    head = place.head;
     if (place.token >= params.schedule.tables.num_tokens) return;
     to = row_at(params.output, place.token, head);
     scales = row_scales(params, head, kv_head);

@@ -11,6 +11,7 @@
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/stages.h"
+#include "cuda/warp.cuh"
 #include "plan/quotient.h"
 #include "plan/schedule.h"
 #include "plan/shares.h"
@@ -19,8 +20,6 @@ namespace diffkv::cuda {
 namespace {
 
 constexpr int kMostThreads = 1024;
-constexpr int kWarp = 32;
-constexpr std::uint32_t kAllLanes = 0xffffffffU;
 
 // Lengths as they come, or made safe.
 struct Lengths {
@@ -61,17 +60,6 @@ struct Shared {
   std::int64_t warp_cost[2][kClasses][kWarp];
   std::int32_t warp_slots[2][kClasses][kWarp];
 };
-
-template <class T>
-__device__ T sum_up_to_lane(T x) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const T below = __shfl_up_sync(kAllLanes, x, step);
-    if (lane >= step) x += below;
-  }
-  return x;
-}
 
 // Of numbers that each warp left: the sum of all, and of those of the warps before this one.
 template <class T>

@@ -16,20 +16,19 @@
 #include "cuda/kv_codec.cuh"
 #include "cuda/params.h"
 #include "cuda/row_io.cuh"
+#include "cuda/warp.cuh"
 #include "plan/schedule.h"
 #include "plan/walk.h"
 
 namespace diffkv::cuda::fp32 {
 
 inline constexpr int kThreads = 128;
-inline constexpr int kWarp = 32;
 inline constexpr int kRows = 16;                              // of a tile at a time
 inline constexpr int kWarpRows = kRows / (kThreads / kWarp);  // whose scores a warp has
 inline constexpr int kStepKeys = kWarp;
 // Sums are moved into outer sums after so many blocks of a plan, so that rounding errors of long
 // sequences stay small.
 inline constexpr std::int32_t kFoldBlocks = 128;
-inline constexpr std::uint32_t kAllLanes = 0xffffffffU;
 // The probability of a hidden key: no exp gives it, so that hidden values can be left out of a sum
 // instead of being multiplied by zero.
 inline constexpr float kHidden = -0.0F;
@@ -161,12 +160,6 @@ __device__ inline float warp_max(float x) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
     x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
   }
-  return x;
-}
-
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
   return x;
 }
 
@@ -400,7 +393,7 @@ class Rows {
     fold();  // so that the outer sums have all
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      const float sum = warp_sum(outer_sum_[r] + sum_[r]);
+      const float sum = sum_of_warp(outer_sum_[r] + sum_[r]);
       if (lane_ == 0) shared_.state[warp_ * kWarpRows + r] = {max_[r], sum};
     }
     __syncthreads();

@@ -18,7 +18,7 @@
 #include "cuda/generic/tile.h"
 #include "cuda/merged_row.cuh"
 #include "cuda/params.h"
-#include "cuda/row_io.cuh"
+#include "cuda/warp.cuh"
 #include "plan/schedule.h"
 
 namespace diffkv::cuda::mma {
@@ -346,10 +346,7 @@ class TileMerge {
   __device__ MergedRow row_out(const CutPiece& piece, const plan::Tile::Row& at,
                                bool writes) const {
     if (!writes) return {};
-    const std::int32_t kv_head = piece.kv_head + at.head;
-    return {params_,
-            row_place(piece.first_token, kv_head, params_.schedule.group, piece.first_row + at.row),
-            kv_head};
+    return {params_, piece.first_token, piece.kv_head + at.head, piece.first_row + at.row};
   }
 
   const AttendKernelParams& params_;

@@ -8,12 +8,12 @@
 #include "cuda/generic/ptx.cuh"
 #include "cuda/generic/tile.h"
 #include "cuda/params.h"
+#include "cuda/warp.cuh"
 
 namespace diffkv::cuda::mma {
 
 inline constexpr float kLog2E = 1.4426950408889634F;
 inline constexpr float kLn2 = 0.6931471805599453F;
-inline constexpr std::uint32_t kAllLanes = 0xffffffffU;
 
 // What four lanes that share rows know of them together.
 __device__ inline float quad_max(float x) {
