@@ -36,14 +36,31 @@ class Fetch {
   }
 
   // Fetches n times kUnit elements. The kernels call it for as much as they read.
-  void units(int n) {
-    if (at_ >= end_) return;
-    const std::byte* const stop = at_ + n * step_;
+  void units(std::int64_t n) {
+    const std::byte* at = at_;
+    for (std::int64_t left = n * step_; left > 0 && at < end_; left -= kCacheLine) {
+      __builtin_prefetch(at, /*rw=*/0, /*locality=*/2);
+      at += kCacheLine;
+      if (at < end_) continue;
+      next_row();
+      at = at_;
+    }
+    at_ = at;
+  }
+
+  // The same, but not past the end of a row: less code, for kernels that do little in between. By
+  // two threads of a Zen 5, 8 x 4096 of bf16: 9.9 ms instead of 10.4 at a group of 4, 11.1 instead
+  // of 11.9 at 1, but 5.2 instead of 4.7 at 8.
+  void units_of_row(std::int64_t n) {
+    const std::byte* at = at_;
+    if (at >= end_) return;
+    const std::byte* const stop = std::min(at + n * step_, end_);
     do {
-      __builtin_prefetch(at_, /*rw=*/0, /*locality=*/2);
-      at_ += kCacheLine;
-    } while (at_ < stop);
-    if (at_ >= end_) next_row();
+      __builtin_prefetch(at, /*rw=*/0, /*locality=*/2);
+      at += kCacheLine;
+    } while (at < stop);
+    at_ = at;
+    if (at >= end_) next_row();
   }
 
  private:
@@ -78,6 +95,16 @@ class Fetch {
   std::int32_t run_ = 0;
   std::int64_t row_ = 0;
 };
+
+// n units, by less code if `kOfRow`.
+template <bool kOfRow>
+void fetch_units(Fetch& fetch, std::int64_t n) {
+  if constexpr (kOfRow) {
+    fetch.units_of_row(n);
+  } else {
+    fetch.units(n);
+  }
+}
 
 // What head `head` of a tile's `heads` fetches while it works: of a cache whose rows of
 // neighbouring heads are neighbours (NHD) its share of the tokens, all heads of each; else its own
