@@ -16,13 +16,13 @@
 namespace diffkv::cpu {
 namespace {
 
-// 16 rows, a step apart: keys, or columns of turned values.
-struct RowTile {
+// 16 keys, a step apart.
+struct KeyTile {
   const std::byte* first = nullptr;
   std::int64_t step = 0;  // bytes
 };
 
-RowTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* copies) {
+KeyTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* copies) {
   const std::int64_t step = keys[1] - keys[0];
   bool even = true;
   for (std::int64_t i = 2; i < kTile; ++i) even = even && keys[i] - keys[i - 1] == step;
@@ -35,8 +35,8 @@ RowTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* co
 
 // The sums of kTiles x 16 rows by 16 columns of pairs, `width` apart, over steps of a register.
 template <int kTiles>
-void multiply(const RowTile* rows, const std::uint32_t* pairs, std::int64_t width,
-              std::int64_t steps, Fetch& fetch) {
+void multiply_keys(const KeyTile* rows, const std::uint32_t* pairs, std::int64_t width,
+                   std::int64_t steps, Fetch& fetch) {
   constexpr int kPairs = 4;
   constexpr int kRows = 5;  // and 6
   for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
@@ -51,16 +51,21 @@ void multiply(const RowTile* rows, const std::uint32_t* pairs, std::int64_t widt
   }
 }
 
-// turned[c, pair] = values[pair, c] of 16 columns and 16 pairs of keys; pairs from num_pairs on are
-// zeros.
-DIFFKV_BF16_DOT void turn_pairs(const std::uint32_t* values, std::int64_t head_size_v,
-                                std::int64_t num_pairs, std::uint32_t* turned) {
-  __m512i x[kTile];
-#pragma GCC unroll 16
-  for (std::int64_t i = 0; i < kTile; ++i) {
-    x[i] = i < num_pairs ? _mm512_loadu_si512(values + i * head_size_v) : _mm512_setzero_si512();
+// Adds the products of 16 rows of weights by kTiles x 16 columns of pairs of values to the sums.
+template <int kTiles>
+void multiply_values(const std::uint32_t* weights, const std::uint32_t* values,
+                     std::int64_t head_size_v, std::int64_t steps, Fetch& fetch) {
+  constexpr int kWeights = 4;
+  constexpr int kValues = 5;  // and 6
+  for (std::int64_t i = 0; i < steps; ++i, values += kTile * head_size_v) {
+    load_tile<kWeights>(weights + i * kTile, 4 * kMostPairs);
+    for_each_sum<kTiles>([&]<int kSum>() {
+      constexpr int kOperand = kValues + kSum % 2;
+      load_tile<kOperand>(values + kSum * kTile, 4 * head_size_v);
+      multiply_tiles<kSum, kWeights, kOperand>();
+      fetch_tile(fetch);
+    });
   }
-  turn_words(x, turned, kMostPairs);
 }
 
 bool has_instructions() {
@@ -118,42 +123,47 @@ DIFFKV_BF16_DOT void amx_scores(std::int64_t width, const std::uint32_t* query,
                                 std::int64_t num_keys, std::int64_t head_size_qk, float scale,
                                 float* scores) {
   const std::int64_t tiles = (num_keys + kTile - 1) / kTile;
-  RowTile tile[kMostSums];
+  KeyTile tile[kMostSums];
   for (std::int64_t t = 0; t < tiles; ++t) {
     auto* room = reinterpret_cast<std::byte*>(copies + t * kTile * head_size_qk);
     tile[t] = key_tile(keys + t * kTile, 2 * head_size_qk, room);
   }
   with_sums(tiles, [&]<int kTiles>() {
     for (std::int64_t row = 0; row < width; row += kTile) {
-      multiply<kTiles>(tile, query + row, width, head_size_qk / kTileDims, fetch);
+      multiply_keys<kTiles>(tile, query + row, width, head_size_qk / kTileDims, fetch);
       store_sums<kTiles>(scores + row, width);
     }
   });
   scale_scores(num_keys * width, scale, scores);
 }
 
-void amx_turn_values(const std::uint32_t* values, std::int64_t num_keys, std::int64_t head_size_v,
-                     std::uint32_t* turned) {
-  const std::int64_t pairs = (num_keys + 1) / 2;
-  for (std::int64_t c = 0; c < head_size_v; c += kTile) {
-    for (std::int64_t k = 0; k < pairs; k += kTile) {
-      turn_pairs(values + k * head_size_v + c, head_size_v, pairs - k, turned + c * kMostPairs + k);
+DIFFKV_BF16_DOT void amx_weights(std::int64_t width, const float* p, std::int64_t num_keys,
+                                 std::uint32_t* words) {
+  const __m512i order = pair_indices(0, 16);
+  for (std::int64_t row = 0; row < width; row += kTile) {
+    for (std::int64_t k = 0; k < padded_pairs(num_keys); k += kTile) {
+      __m512i x[kTile];
+#pragma GCC unroll 16
+      for (std::int64_t i = 0; i < kTile; ++i) {
+        const WeightsOfPair pair(p + row, width, num_keys, 2 * (k + i));
+        x[i] = _mm512_permutexvar_epi16(order, round_to_bf16(pair.first, pair.second));
+      }
+      turn_words(x, words + row * kMostPairs + k, kMostPairs);
     }
   }
 }
 
-void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* turned,
+void amx_accumulate(std::int64_t width, const std::uint32_t* weights, std::uint32_t* values,
                     Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
                     const float* keep, float* acc) {
-  pad_weights(width, num_keys, weights);
+  pad_values(num_keys, head_size_v, values);
+  keep_rows(width, keep, head_size_v, acc);
   for_each_accumulated(head_size_v, width, [&]<int kTiles>(std::int64_t c, std::int64_t row) {
-    RowTile columns[kTiles];
-    for (std::int64_t t = 0; t < kTiles; ++t) {
-      const std::uint32_t* first = turned + (c + t * kTile) * kMostPairs;
-      columns[t] = {reinterpret_cast<const std::byte*>(first), 4 * kMostPairs};
-    }
-    multiply<kTiles>(columns, weights + row, width, padded_pairs(num_keys) / kTile, fetch);
-    accumulate_sums<kTiles>(width, keep + row, acc + c * width + row);
+    float* const sums = acc + row * head_size_v + c;
+    load_sums<kTiles>(sums, head_size_v);
+    multiply_values<kTiles>(weights + row * kMostPairs, values + c, head_size_v,
+                            padded_pairs(num_keys) / kTile, fetch);
+    store_sums_beside<kTiles>(sums, head_size_v);
   });
 }
 

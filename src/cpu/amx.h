@@ -42,14 +42,14 @@ void amx_scores(std::int64_t width, const std::uint32_t* query, const std::byte*
                 std::uint16_t* copies, Fetch& fetch, std::int64_t num_keys,
                 std::int64_t head_size_qk, float scale, float* scores);
 
-// turned[c, pair] = values[pair, c], [head_size_v, kBlockKeys / 2]; pairs past the last key's up to
-// a multiple of 16 are zeros.
-void amx_turn_values(const std::uint32_t* values, std::int64_t num_keys, std::int64_t head_size_v,
-                     std::uint32_t* turned);
+// words[row, pair] = (p[key, row], p[key + 1, row]), rounded to nearest even, [width, kBlockKeys /
+// 2]; zeros past the last key up to a multiple of 16 pairs. p: [num_keys, width].
+void amx_weights(std::int64_t width, const float* p, std::int64_t num_keys, std::uint32_t* words);
 
-// As bf16_accumulate, of values that amx_turn_values turned. Pairs of weights past the last key's
-// up to a multiple of 16 pairs are overwritten.
-void amx_accumulate(std::int64_t width, std::uint32_t* weights, const std::uint32_t* turned,
+// acc[row, c] = acc[row, c] * keep[row] + sum over keys of weight[row, key] * value[key, c], of
+// weights that amx_weights made and pairs of values as bf16_values makes them. Pairs of values past
+// the last key's up to a multiple of 16 pairs are overwritten.
+void amx_accumulate(std::int64_t width, const std::uint32_t* weights, std::uint32_t* values,
                     Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
                     const float* keep, float* acc);
 

@@ -5,7 +5,7 @@
 #ifdef DIFFKV_HAS_AMX
 
 #include <array>
-#include <cmath>
+#include <bit>
 
 #include "core/dtype.h"
 #include "cpu/amx_tiles.h"
@@ -51,20 +51,23 @@ DIFFKV_BF16_DOT __attribute__((noinline)) SplitWords split_any_words(__m512i x) 
           _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(0x7c00))};
 }
 
+// Of the lower three bits of a mantissa, what is left of it past its upper seven, rounded, as if
+// the exponent were 0: -4 to 3 units of the last bit.
+alignas(64) constexpr auto kRests = [] {
+  std::array<std::uint16_t, 32> rests{};
+  for (std::uint32_t i = 0; i < rests.size(); ++i) {
+    const auto bits = static_cast<int>(i % 8);
+    const float rest = static_cast<float>(bits < 4 ? bits : bits - 8) * 0x1p-25F;
+    rests[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(rest) >> 16);
+  }
+  return rests;
+}();
+
 // By the bits: the mantissa's upper 7 of 10 bits, rounded, with the exponent's new bias, are the
-// upper part. The rest, -4 to 3 units of the mantissa's last bit, is looked up as if the exponent
-// were 0 and takes the exponent.
+// upper part. The rest is looked up and takes the exponent.
 class WordSplitter {
  public:
-  DIFFKV_BF16_DOT WordSplitter() {
-    alignas(64) std::array<std::uint16_t, 32> rests{};
-    for (std::size_t i = 0; i < rests.size(); ++i) {
-      const auto bits = static_cast<int>(i % 8);
-      const float rest = std::ldexp(static_cast<float>(bits < 4 ? bits : bits - 8), -25);
-      rests[i] = static_cast<std::uint16_t>(core::bits_of(rest) >> 16);
-    }
-    rests_ = _mm512_load_si512(rests.data());
-  }
+  DIFFKV_BF16_DOT WordSplitter() : rests_(_mm512_load_si512(kRests.data())) {}
 
   DIFFKV_BF16_DOT SplitWords split(__m512i x) const {
     const __m512i sign = _mm512_set1_epi16(-0x8000);
@@ -99,28 +102,48 @@ class WordSplitter {
   __m512i rests_;
 };
 
-// The sums of kTiles x 16 rows, `stride` bytes apart, by 16 columns of pairs, `width` apart, over
-// steps of a register; both in parts.
-template <int kTiles, class T>
-void multiply(Parts<T> rows, std::int64_t stride, Parts<const std::uint32_t> pairs,
-              std::int64_t width, std::int64_t steps, Fetch& fetch) {
+// The sums of kTiles x 16 keys by 16 rows of queries, `width` apart.
+template <int kTiles>
+void multiply_keys(Parts<const std::uint16_t> keys, std::int64_t head_size_qk,
+                   Parts<const std::uint32_t> query, std::int64_t width, Fetch& fetch) {
   constexpr int kUpperPairs = 4;
   constexpr int kLowerPairs = 5;
-  constexpr int kUpperRows = 6;
-  constexpr int kLowerRows = 7;
-  const auto* upper = reinterpret_cast<const std::byte*>(rows.upper);
-  const auto* lower = reinterpret_cast<const std::byte*>(rows.lower);
+  constexpr int kUpperKeys = 6;
+  constexpr int kLowerKeys = 7;
   for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
-  for (std::int64_t i = 0; i < steps; ++i) {
-    load_tile<kUpperPairs>(pairs.upper + i * kTile * width, 4 * width);
-    load_tile<kLowerPairs>(pairs.lower + i * kTile * width, 4 * width);
+  for (std::int64_t i = 0; i < head_size_qk; i += kTileDims) {
+    load_tile<kUpperPairs>(query.upper + i / 2 * width, 4 * width);
+    load_tile<kLowerPairs>(query.lower + i / 2 * width, 4 * width);
     for_each_sum<kTiles>([&]<int kSum>() {
-      const std::int64_t at = kSum * kTile * stride + i * kTileBytes;
-      load_tile<kUpperRows>(upper + at, stride);
-      multiply_tiles<kSum, kUpperRows, kUpperPairs>();
-      multiply_tiles<kSum, kUpperRows, kLowerPairs>();
-      load_tile<kLowerRows>(lower + at, stride);
-      multiply_tiles<kSum, kLowerRows, kUpperPairs>();
+      const std::int64_t at = kSum * kTile * head_size_qk + i;
+      load_tile<kUpperKeys>(keys.upper + at, 2 * head_size_qk);
+      multiply_tiles<kSum, kUpperKeys, kUpperPairs>();
+      multiply_tiles<kSum, kUpperKeys, kLowerPairs>();
+      load_tile<kLowerKeys>(keys.lower + at, 2 * head_size_qk);
+      multiply_tiles<kSum, kLowerKeys, kUpperPairs>();
+      fetch_tile(fetch);
+    });
+  }
+}
+
+// Adds the products of 16 rows of weights by kTiles x 16 columns of values to the sums.
+template <int kTiles>
+void multiply_values(Parts<const std::uint32_t> weights, Parts<const std::uint32_t> values,
+                     std::int64_t head_size_v, std::int64_t steps, Fetch& fetch) {
+  constexpr int kUpperWeights = 4;
+  constexpr int kLowerWeights = 5;
+  constexpr int kUpperValues = 6;
+  constexpr int kLowerValues = 7;
+  for (std::int64_t i = 0; i < steps; ++i) {
+    load_tile<kUpperWeights>(weights.upper + i * kTile, 4 * kMostPairs);
+    load_tile<kLowerWeights>(weights.lower + i * kTile, 4 * kMostPairs);
+    for_each_sum<kTiles>([&]<int kSum>() {
+      const std::int64_t at = i * kTile * head_size_v + kSum * kTile;
+      load_tile<kUpperValues>(values.upper + at, 4 * head_size_v);
+      multiply_tiles<kSum, kUpperWeights, kUpperValues>();
+      multiply_tiles<kSum, kLowerWeights, kUpperValues>();
+      load_tile<kLowerValues>(values.lower + at, 4 * head_size_v);
+      multiply_tiles<kSum, kUpperWeights, kLowerValues>();
       fetch_tile(fetch);
     });
   }
@@ -176,8 +199,7 @@ void amx_split_scores(std::int64_t width, const SplitScores& operands, Fetch& fe
   };
   with_sums((num_keys + kTile - 1) / kTile, [&]<int kTiles>() {
     for (std::int64_t row = 0; row < width; row += kTile) {
-      multiply<kTiles>(operands.keys, 2 * head_size_qk, query_at(row), width,
-                       head_size_qk / kTileDims, fetch);
+      multiply_keys<kTiles>(operands.keys, head_size_qk, query_at(row), width, fetch);
       store_sums<kTiles>(scores + row, width);
     }
   });
@@ -197,64 +219,73 @@ void amx_split_scores(std::int64_t width, const SplitScores& operands, Fetch& fe
   scale_scores(num_keys * width, scale, scores);
 }
 
-DIFFKV_BF16_DOT bool amx_turn_split_values(const std::byte* const* rows, std::int64_t num_keys,
-                                           std::int64_t head_size_v, Parts<std::uint32_t> turned) {
+DIFFKV_BF16_DOT bool amx_split_values(const std::byte* const* rows, std::int64_t num_keys,
+                                      std::int64_t head_size_v, Parts<std::uint32_t> pairs) {
   const WordSplitter splitter;
-  const __m512i order = pair_indices(0, 16);
-  bool finite = true;
-  const auto load = [&](std::int64_t k, std::int64_t c) DIFFKV_BF16_DOT {
-    return k < num_keys ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[k] + 2 * c))
-                        : _mm256_setzero_si256();
+  const __m512i first = pair_indices(0, 32);
+  const __m512i second = pair_indices(16, 32);
+  __mmask32 nonfinite = 0;
+  const auto split = [&](std::int64_t k, std::int64_t c) DIFFKV_BF16_DOT {
+    if (k >= num_keys) return SplitVector{_mm512_setzero_si512(), _mm512_setzero_si512()};
+    const auto columns = first_lanes<__mmask32>(head_size_v - c);
+    SplitWords x = splitter.split(_mm512_maskz_loadu_epi16(columns, rows[k] + 2 * c));
+    if (x.nonfinite != 0) {
+      nonfinite |= x.nonfinite;
+      x.parts.upper = _mm512_maskz_mov_epi16(~x.nonfinite, x.parts.upper);
+    }
+    return x.parts;
   };
-  const std::int64_t pairs = (num_keys + 1) / 2;
-  for (std::int64_t c = 0; c < head_size_v; c += kTile) {
-    for (std::int64_t k = 0; k < pairs; k += kTile) {
-      __m512i upper[kTile];
-      __m512i lower[kTile];
-      for (std::int64_t i = 0; i < kTile; ++i) {
-        const __m512i keys = _mm512_inserti64x4(_mm512_castsi256_si512(load(2 * (k + i), c)),
-                                                load(2 * (k + i) + 1, c), 1);
-        const SplitWords x = splitter.split(_mm512_permutexvar_epi16(order, keys));
-        upper[i] = x.parts.upper;
-        lower[i] = x.parts.lower;
-        if (x.nonfinite != 0) {
-          upper[i] = _mm512_maskz_mov_epi16(~x.nonfinite, upper[i]);
-          finite = false;
+  for (std::int64_t k = 0; k < num_keys; k += 2) {
+    for (std::int64_t c = 0; c < head_size_v; c += 2 * kTile) {
+      const SplitVector a = split(k, c);
+      const SplitVector b = split(k + 1, c);
+      const std::int64_t at = k / 2 * head_size_v + c;
+      const auto store = [&](std::uint32_t* to, __m512i x, __m512i y) DIFFKV_BF16_DOT {
+        _mm512_storeu_si512(to + at, _mm512_permutex2var_epi16(x, first, y));
+        if (c + kTile < head_size_v) {
+          _mm512_storeu_si512(to + at + kTile, _mm512_permutex2var_epi16(x, second, y));
         }
-      }
-      turn_words(upper, turned.upper + c * kMostPairs + k, kMostPairs);
-      turn_words(lower, turned.lower + c * kMostPairs + k, kMostPairs);
+      };
+      store(pairs.upper, a.upper, b.upper);
+      store(pairs.lower, a.lower, b.lower);
     }
   }
-  return finite;
+  return nonfinite == 0;
 }
 
 DIFFKV_BF16_DOT void amx_split_weights(std::int64_t width, const float* p, std::int64_t num_keys,
-                                       Parts<std::uint32_t> pairs) {
+                                       Parts<std::uint32_t> words) {
   const __m512i order = pair_indices(0, 16);
-  for (std::int64_t k = 0; k < num_keys; k += 2, p += 2 * width) {
-    for (std::int64_t r = 0; r < width; r += kTile) {
-      const __m512 a = _mm512_loadu_ps(p + r);
-      const __m512 b = k + 1 < num_keys ? _mm512_loadu_ps(p + width + r) : _mm512_setzero_ps();
-      const SplitVector x = split(a, b);
-      const std::int64_t at = k / 2 * width + r;
-      _mm512_storeu_si512(pairs.upper + at, _mm512_permutexvar_epi16(order, x.upper));
-      _mm512_storeu_si512(pairs.lower + at, _mm512_permutexvar_epi16(order, x.lower));
+  for (std::int64_t row = 0; row < width; row += kTile) {
+    for (std::int64_t k = 0; k < padded_pairs(num_keys); k += kTile) {
+      __m512i upper[kTile];
+      __m512i lower[kTile];
+      for (std::int64_t i = 0; i < kTile; ++i) {
+        const WeightsOfPair pair(p + row, width, num_keys, 2 * (k + i));
+        const SplitVector x = split(pair.first, pair.second);
+        upper[i] = _mm512_permutexvar_epi16(order, x.upper);
+        lower[i] = _mm512_permutexvar_epi16(order, x.lower);
+      }
+      turn_words(upper, words.upper + row * kMostPairs + k, kMostPairs);
+      turn_words(lower, words.lower + row * kMostPairs + k, kMostPairs);
     }
   }
 }
 
-void amx_split_accumulate(std::int64_t width, Parts<std::uint32_t> weights,
-                          Parts<const std::uint32_t> turned, Fetch& fetch, std::int64_t num_keys,
+void amx_split_accumulate(std::int64_t width, Parts<const std::uint32_t> weights,
+                          Parts<std::uint32_t> values, Fetch& fetch, std::int64_t num_keys,
                           std::int64_t head_size_v, const float* keep, float* acc) {
-  pad_weights(width, num_keys, weights.upper);
-  pad_weights(width, num_keys, weights.lower);
+  pad_values(num_keys, head_size_v, values.upper);
+  pad_values(num_keys, head_size_v, values.lower);
+  keep_rows(width, keep, head_size_v, acc);
   for_each_accumulated(head_size_v, width, [&]<int kTiles>(std::int64_t c, std::int64_t row) {
-    const Parts<const std::uint32_t> columns{turned.upper + c * kMostPairs,
-                                             turned.lower + c * kMostPairs};
-    multiply<kTiles>(columns, 4 * kMostPairs, {weights.upper + row, weights.lower + row}, width,
-                     padded_pairs(num_keys) / kTile, fetch);
-    accumulate_sums<kTiles>(width, keep + row, acc + c * width + row);
+    const std::int64_t at = row * kMostPairs;
+    float* const sums = acc + row * head_size_v + c;
+    load_sums<kTiles>(sums, head_size_v);
+    multiply_values<kTiles>({weights.upper + at, weights.lower + at},
+                            {values.upper + c, values.lower + c}, head_size_v,
+                            padded_pairs(num_keys) / kTile, fetch);
+    store_sums_beside<kTiles>(sums, head_size_v);
   });
 }
 

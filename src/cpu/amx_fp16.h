@@ -36,18 +36,18 @@ struct SplitScores {
 void amx_split_scores(std::int64_t width, const SplitScores& operands, Fetch& fetch,
                       std::int64_t num_keys, std::int64_t head_size_qk, float scale, float* scores);
 
-// The parts of values, rows of fp16, as amx_turn_values turns pairs: [head_size_v, kBlockKeys / 2].
-// Those that are not finite become zeros. Returns whether there are none.
-bool amx_turn_split_values(const std::byte* const* rows, std::int64_t num_keys,
-                           std::int64_t head_size_v, Parts<std::uint32_t> turned);
+// The parts of values, rows of fp16, in pairs as bf16_values makes them. Those that are not finite
+// become zeros. Returns whether there are none.
+bool amx_split_values(const std::byte* const* rows, std::int64_t num_keys, std::int64_t head_size_v,
+                      Parts<std::uint32_t> pairs);
 
-// As bf16_weights, both parts.
+// As amx_weights, both parts.
 void amx_split_weights(std::int64_t width, const float* p, std::int64_t num_keys,
-                       Parts<std::uint32_t> pairs);
+                       Parts<std::uint32_t> words);
 
 // As amx_accumulate.
-void amx_split_accumulate(std::int64_t width, Parts<std::uint32_t> weights,
-                          Parts<const std::uint32_t> turned, Fetch& fetch, std::int64_t num_keys,
+void amx_split_accumulate(std::int64_t width, Parts<const std::uint32_t> weights,
+                          Parts<std::uint32_t> values, Fetch& fetch, std::int64_t num_keys,
                           std::int64_t head_size_v, const float* keep, float* acc);
 
 }  // namespace diffkv::cpu

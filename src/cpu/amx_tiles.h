@@ -57,10 +57,8 @@ void for_each_sum(Fn&& fn) {
   if constexpr (kCount > 3) fn.template operator()<3>();
 }
 
-// What is read with one tile: rows may end within.
-inline void fetch_tile(Fetch& fetch) {
-  for (std::int64_t i = 0; i < kTile; ++i) fetch.units(1);
-}
+// What is read with one tile.
+inline void fetch_tile(Fetch& fetch) { fetch.units(kTile * kTileDims / Fetch::kUnit); }
 
 // x[i], 16 words, becomes column i: word i of to[j * stride] is word j of x[i].
 DIFFKV_BF16_DOT inline void turn_words(const __m512i (&x)[kTile], std::uint32_t* to,
@@ -102,24 +100,35 @@ void store_sums(float* to, std::int64_t stride) {
       [&]<int kSum>() { store_tile<kSum>(to + kSum * kTile * stride, kBytes * stride); });
 }
 
-// acc = acc * keep + sums, of 16 rows and kTiles x 16 columns `width` apart.
+// What was stored before, side by side, rows `stride` floats apart.
 template <int kTiles>
-DIFFKV_BF16_DOT void accumulate_sums(std::int64_t width, const float* keep, float* acc) {
-  alignas(64) std::array<float, kTiles * kTile * kTile> sums;
-  store_sums<kTiles>(sums.data(), kTile);
-  const __m512 factor = _mm512_loadu_ps(keep);
-  for (std::int64_t c = 0; c < kTiles * kTile; ++c, acc += width) {
-    _mm512_storeu_ps(
-        acc, _mm512_fmadd_ps(_mm512_loadu_ps(acc), factor, _mm512_load_ps(&sums[c * kTile])));
+void load_sums(const float* from, std::int64_t stride) {
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
+  for_each_sum<kTiles>([&]<int kSum>() { load_tile<kSum>(from + kSum * kTile, kBytes * stride); });
+}
+template <int kTiles>
+void store_sums_beside(float* to, std::int64_t stride) {
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
+  for_each_sum<kTiles>([&]<int kSum>() { store_tile<kSum>(to + kSum * kTile, kBytes * stride); });
+}
+
+// acc[row, c] *= keep[row], which is 1 for most rows of most blocks.
+inline void keep_rows(std::int64_t width, const float* keep, std::int64_t head_size_v, float* acc) {
+  for (std::int64_t row = 0; row < width; ++row, acc += head_size_v) {
+    const float factor = keep[row];
+    if (factor == 1.0F) continue;
+    for (std::int64_t c = 0; c < head_size_v; ++c) acc[c] *= factor;
   }
 }
 
-// Weights have zeros past the last key's pair up to a whole register; how many pairs these are.
+// Pairs of keys up to whole registers.
 inline std::int64_t padded_pairs(std::int64_t num_keys) {
   return (num_keys + 2 * kTile - 1) / (2 * kTile) * kTile;
 }
-inline void pad_weights(std::int64_t width, std::int64_t num_keys, std::uint32_t* weights) {
-  std::fill(weights + (num_keys + 1) / 2 * width, weights + padded_pairs(num_keys) * width, 0U);
+// Zeros past the last key's pair: whatever is there is multiplied with weights of zero.
+inline void pad_values(std::int64_t num_keys, std::int64_t head_size_v, std::uint32_t* values) {
+  std::fill(values + (num_keys + 1) / 2 * head_size_v,
+            values + padded_pairs(num_keys) * head_size_v, 0U);
 }
 
 // n scores, a multiple of 16, times `scale`.
@@ -157,5 +166,16 @@ void for_each_accumulated(std::int64_t head_size_v, std::int64_t width, Fn&& fn)
     });
   }
 }
+
+// The weights of 16 rows for keys k and k + 1, zeros past the last key. p: [num_keys, width].
+struct WeightsOfPair {
+  __m512 first;
+  __m512 second;
+
+  DIFFKV_BF16_DOT WeightsOfPair(const float* p, std::int64_t width, std::int64_t num_keys,
+                                std::int64_t k)
+      : first(k < num_keys ? _mm512_loadu_ps(p + k * width) : _mm512_setzero_ps()),
+        second(k + 1 < num_keys ? _mm512_loadu_ps(p + (k + 1) * width) : _mm512_setzero_ps()) {}
+};
 
 }  // namespace diffkv::cpu

@@ -135,7 +135,7 @@ struct ScoreRules {
 struct WideState {
   // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows], one part or two
   float* query;
-  float* acc;         // [head_size_v, rows] by groups
+  float* acc;         // [head_size_v, rows] by groups; or, summed by rows, [rows, head_size_v]
   float* folded;      // as acc: what was accumulated before the last fold
   float* max;         // [width]
   float* sum;         // [width]
@@ -166,7 +166,7 @@ constexpr std::int64_t value_at(std::int64_t k, std::int64_t c) {
 // A wide tile's memory for the block at hand.
 struct WideBlock {
   float* keys;             // [kBlockKeys, head_size_qk]; or bf16, twice as many
-  float* values;           // as value_at says; or pairs [kBlockKeys / 2, head_size_v], twice
+  float* values;           // as value_at says; or pairs [kBlockKeys / 2, head_size_v], two parts
   float* scores;           // [kBlockKeys, rows of a group]
   std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities; twice
   float* keep;             // [rows of a group]

@@ -36,6 +36,8 @@ inline constexpr std::int64_t kGroupWidth = kGroupVectors * kLanes;
 // once.
 class Fp32Products {
  public:
+  static constexpr bool kSumsByRow = false;
+
   Fp32Products(const AttendArgs& args, const WideBlock& own, std::int64_t width)
       : args_(args), own_(own), whole_blocks_(width > kGroupWidth) {}
 
@@ -169,6 +171,8 @@ class Fp32Products {
 template <bool kAmx>
 class Bf16Products {
  public:
+  static constexpr bool kSumsByRow = kAmx;
+
   Bf16Products(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
       : args_(args), own_(own) {}
 
@@ -185,7 +189,6 @@ class Bf16Products {
     }
     finite_ = bf16_values(cache.value.dtype, rows.value.data(), rows.count(), cache.head_size_v,
                           values());
-    turn(rows);
   }
 
   template <int kVectors>
@@ -217,11 +220,12 @@ class Bf16Products {
     if (!all_seen && !finite_) return false;
     constexpr std::int64_t kWidth = kVectors * kLanes;
     const std::int64_t head_size = args_.cache.head_size_v;
-    bf16_weights(kWidth, group.scores, rows.count(), own_.weights);
     if constexpr (kAmx) {
-      amx_accumulate(kWidth, own_.weights, turned(), fetch, rows.count(), head_size, own_.keep,
+      amx_weights(kWidth, group.scores, rows.count(), own_.weights);
+      amx_accumulate(kWidth, own_.weights, values(), fetch, rows.count(), head_size, own_.keep,
                      group.acc);
     } else {
+      bf16_weights(kWidth, group.scores, rows.count(), own_.weights);
       bf16_accumulate(kWidth, own_.weights, values(), fetch, rows.count(), head_size, own_.keep,
                       group.acc);
     }
@@ -237,21 +241,15 @@ class Bf16Products {
     const KvCacheView& cache = args_.cache;
     bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()),
                         (rows.count() + 1) / 2 * 2 * cache.head_size_v);
-    turn(rows);
     accumulate<kVectors>(group, rows, fetch, /*all_seen=*/true);
     add_nonfinite(rows, cache.value.dtype, cache.head_size_v, count, group.scores, kWidth,
-                  /*p_row=*/1, group.acc, kWidth, /*acc_row=*/1);
+                  /*p_row=*/1, group.acc, kSumsByRow ? 1 : kWidth,
+                  /*acc_row=*/kSumsByRow ? cache.head_size_v : 1);
   }
 
  private:
   std::uint16_t* keys() const { return reinterpret_cast<std::uint16_t*>(own_.keys); }
   std::uint32_t* values() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
-  std::uint32_t* turned() const { return values() + kBlockKeys / 2 * args_.cache.head_size_v; }
-
-  // The values for all groups of rows, as the matrix unit reads them.
-  void turn(const BlockRows& rows) const {
-    if constexpr (kAmx) amx_turn_values(values(), rows.count(), args_.cache.head_size_v, turned());
-  }
 
   const AttendArgs& args_;
   const WideBlock& own_;
@@ -265,6 +263,8 @@ class Bf16Products {
 // to 11.4 ms, a few keys or columns split at a time, and 7.5 to 11.5 in fp32.
 class SplitProducts {
  public:
+  static constexpr bool kSumsByRow = true;
+
   SplitProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
       : args_(args), own_(own) {}
 
@@ -281,8 +281,8 @@ class SplitProducts {
     const KvCacheView& cache = args_.cache;
     nonfinite_keys_ =
         amx_split_rows(rows.key.data(), rows.count(), cache.head_size_qk, {keys(), lower_keys()});
-    finite_ = amx_turn_split_values(rows.value.data(), rows.count(), cache.head_size_v,
-                                    {turned(), lower_turned()});
+    finite_ = amx_split_values(rows.value.data(), rows.count(), cache.head_size_v,
+                               {values(), lower_values()});
   }
 
   template <int kVectors>
@@ -307,8 +307,8 @@ class SplitProducts {
     constexpr std::int64_t kWidth = kVectors * kLanes;
     const Parts<std::uint32_t> weights{own_.weights, own_.weights + kBlockKeys / 2 * kWidth};
     amx_split_weights(kWidth, group.scores, rows.count(), weights);
-    amx_split_accumulate(kWidth, weights, {turned(), lower_turned()}, fetch, rows.count(),
-                         args_.cache.head_size_v, own_.keep, group.acc);
+    amx_split_accumulate(kWidth, {weights.upper, weights.lower}, {values(), lower_values()}, fetch,
+                         rows.count(), args_.cache.head_size_v, own_.keep, group.acc);
     return finite_;
   }
 
@@ -319,15 +319,15 @@ class SplitProducts {
     constexpr std::int64_t kWidth = kVectors * kLanes;
     const KvCacheView& cache = args_.cache;
     add_nonfinite(rows, cache.value.dtype, cache.head_size_v, count, group.scores, kWidth,
-                  /*p_row=*/1, group.acc, kWidth, /*acc_row=*/1);
+                  /*p_row=*/1, group.acc, /*acc_column=*/1, /*acc_row=*/cache.head_size_v);
   }
 
  private:
   std::uint16_t* keys() const { return reinterpret_cast<std::uint16_t*>(own_.keys); }
   std::uint16_t* lower_keys() const { return keys() + kBlockKeys * args_.cache.head_size_qk; }
-  std::uint32_t* turned() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
-  std::uint32_t* lower_turned() const {
-    return turned() + kBlockKeys / 2 * args_.cache.head_size_v;
+  std::uint32_t* values() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
+  std::uint32_t* lower_values() const {
+    return values() + kBlockKeys / 2 * args_.cache.head_size_v;
   }
 
   const AttendArgs& args_;

@@ -69,10 +69,16 @@ class WideTile : public TileBase {
 
   void finish() {
     if (folded_any_) fold();
-    const float* sums = folded_any_ ? own_.folded : own_.acc;
+    float* sums = folded_any_ ? own_.folded : own_.acc;
     const float* max = folded_any_ ? own_.folded_max : own_.max;
     const float* sum = folded_any_ ? own_.folded_sum : own_.sum;
     const std::int64_t head_size = args_.cache.head_size_v;
+    if constexpr (Products::kSumsByRow) {
+      for (std::int64_t row = 0; row < num_rows(); ++row) {
+        finish_row(row, {max[row], sum[row]}, sums + row * head_size);
+      }
+      return;
+    }
     for (std::int64_t row = 0; row < num_rows(); row += kRowsTurned) {
       const std::int64_t group = row / kGroupWidth * kGroupWidth;
       const std::int64_t stride = std::min(width_ - group, kGroupWidth);
@@ -107,9 +113,14 @@ class WideTile : public TileBase {
         own_.folded_sum[first + r] = state.sum;
       }
       for (std::int64_t i = 0; i < head_size * group_width; i += kLanes) {
-        const std::int64_t r = i % group_width;
         const std::int64_t at = first * head_size + i;
-        fold_lanes(own_.folded + at, hn::Load(d, keep + r), own_.acc + at, hn::Load(d, add + r));
+        if constexpr (Products::kSumsByRow) {
+          const std::int64_t r = i / head_size;
+          fold_lanes(own_.folded + at, hn::Set(d, keep[r]), own_.acc + at, hn::Set(d, add[r]));
+        } else {
+          const std::int64_t r = i % group_width;
+          fold_lanes(own_.folded + at, hn::Load(d, keep + r), own_.acc + at, hn::Load(d, add + r));
+        }
       }
     }
     clear();

@@ -15,7 +15,6 @@
 
 #include "core/dtype.h"
 #include "cpu/amx.h"
-#include "cpu/amx_fp16.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/kernels.h"
 #include "cpu/targets.h"
@@ -312,54 +311,6 @@ TEST_P(CpuTest, CacheBytesOfSignallingNans) {
     EXPECT_EQ(bits, 0x7fc02000U);
   }
 }
-
-#ifdef DIFFKV_HAS_AMX
-// Every fp16 is the sum of its parts, which are the same beside others of its kind and of all.
-TEST(CpuPartsTest, OfEveryFp16) {
-  if (!cpu::bf16_dot_available()) GTEST_SKIP() << "no AVX512_BF16";
-  constexpr int kNumbers = 1 << 16;
-  std::vector<std::uint16_t> first_upper(kNumbers);
-  std::vector<std::uint16_t> first_lower(kNumbers);
-  for (const int step : {1, 2053}) {
-    std::vector<std::uint16_t> numbers(kNumbers);
-    for (int i = 0; i < kNumbers; ++i) {
-      numbers[static_cast<std::size_t>(i)] = static_cast<std::uint16_t>(i * step);
-    }
-    std::vector<std::uint16_t> upper(kNumbers);
-    std::vector<std::uint16_t> lower(kNumbers);
-    constexpr int kRow = 1 << 10;
-    std::vector<const std::byte*> rows;
-    for (int i = 0; i < kNumbers; i += kRow) {
-      rows.push_back(reinterpret_cast<const std::byte*>(numbers.data() + i));
-    }
-    const std::uint64_t nonfinite =
-        cpu::amx_split_rows(rows.data(), kNumbers / kRow, kRow, {upper.data(), lower.data()});
-    std::uint64_t expected = 0;
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      const float x = core::f16_to_float(numbers[i]);
-      const float u = core::bf16_to_float(upper[i]);
-      const float l = core::bf16_to_float(lower[i]);
-      if (std::isfinite(x)) {
-        ASSERT_EQ(u + l, x) << i;
-        ASSERT_LE(std::abs(l), 0x1p-8F * std::abs(x)) << i;
-      } else {
-        expected |= std::uint64_t{1} << i / kRow;
-        ASSERT_TRUE(std::isnan(x) ? std::isnan(u) : u == x) << i;
-        ASSERT_EQ(l, 0.0F) << i;
-      }
-    }
-    EXPECT_EQ(nonfinite, expected);
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      if (step == 1) {
-        first_upper[numbers[i]] = upper[i];
-        first_lower[numbers[i]] = lower[i];
-      }
-      ASSERT_EQ(upper[i], first_upper[numbers[i]]) << numbers[i];
-      ASSERT_EQ(lower[i], first_lower[numbers[i]]) << numbers[i];
-    }
-  }
-}
-#endif
 
 // 8/24 fill no vector of the widest targets, 32/48 whole tiles of the matrix unit.
 INSTANTIATE_TEST_SUITE_P(Targets, CpuTest,
