@@ -4,8 +4,7 @@
 
 #ifdef DIFFKV_HAS_AMX
 
-#include <array>
-#include <bit>
+#include <cmath>
 
 #include "core/dtype.h"
 #include "cpu/amx_tiles.h"
@@ -37,70 +36,60 @@ DIFFKV_BF16_DOT SplitVector split(__m512 first, __m512 second) {
                                lower_of(second, _mm512_extracti64x4_epi64(upper, 1)))};
 }
 
-// 32 fp16 in place, and which are not finite.
-struct SplitWords {
-  SplitVector parts;
-  __mmask32 nonfinite = 0;
-};
-
-// Of any kind, also subnormal, NaN or infinite.
-DIFFKV_BF16_DOT __attribute__((noinline)) SplitWords split_any_words(__m512i x) {
-  const __m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
-  return {split(_mm512_cvtph_ps(_mm512_castsi512_si256(x)),
-                _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1))),
-          _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(0x7c00))};
-}
-
-// Of the lower three bits of a mantissa, what is left of it past its upper seven, rounded, as if
-// the exponent were 0: -4 to 3 units of the last bit.
-alignas(64) constexpr auto kRests = [] {
-  std::array<std::uint16_t, 32> rests{};
-  for (std::uint32_t i = 0; i < rests.size(); ++i) {
-    const auto bits = static_cast<int>(i % 8);
-    const float rest = static_cast<float>(bits < 4 ? bits : bits - 8) * 0x1p-25F;
-    rests[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(rest) >> 16);
-  }
-  return rests;
-}();
-
-// By the bits: the mantissa's upper 7 of 10 bits, rounded, with the exponent's new bias, are the
-// upper part. The rest is looked up and takes the exponent.
+// Two times 16 fp16 as words of their parts: `second`'s in the upper halves, `first`'s in the
+// lower. The upper part is rounded to nearest, halves away from zero.
 class WordSplitter {
  public:
-  DIFFKV_BF16_DOT WordSplitter() : rests_(_mm512_load_si512(kRests.data())) {}
+  DIFFKV_BF16_DOT WordSplitter()
+      : upper_halves_(_mm512_set1_epi32(-0x10000)), zeros_(_mm512_setzero_ps()) {}
 
-  DIFFKV_BF16_DOT SplitWords split(__m512i x) const {
-    const __m512i sign = _mm512_set1_epi16(-0x8000);
-    const __m512i magnitude = _mm512_andnot_si512(sign, x);
-    const __m512i past_subnormals = _mm512_sub_epi16(magnitude, _mm512_set1_epi16(0x400));
-    const __mmask32 normal =
-        _mm512_cmplt_epu16_mask(past_subnormals, _mm512_set1_epi16(0x7c00 - 0x400));
-    constexpr int kOrOfAnd = 0xf8;   // a | (b & c)
-    constexpr int kXorOfAnd = 0x78;  // a ^ (b & c)
-    const __m512i rounded = _mm512_srli_epi16(_mm512_add_epi16(magnitude, _mm512_set1_epi16(4)), 3);
-    const __m512i rebiased = _mm512_add_epi16(rounded, _mm512_set1_epi16((127 - 15) << 7));
-    const __m512i exponent =
-        _mm512_and_si512(_mm512_srli_epi16(magnitude, 3), _mm512_set1_epi16(0x1f << 7));
-    const __m512i rest = _mm512_add_epi16(_mm512_permutexvar_epi16(x, rests_), exponent);
-    const __mmask32 has_rest = _mm512_mask_test_epi16_mask(normal, x, _mm512_set1_epi16(7));
-    SplitWords words;
-    words.parts.upper =
-        _mm512_maskz_mov_epi16(normal, _mm512_ternarylogic_epi32(rebiased, x, sign, kOrOfAnd));
-    words.parts.lower =
-        _mm512_maskz_mov_epi16(has_rest, _mm512_ternarylogic_epi32(rest, x, sign, kXorOfAnd));
-    // The two ways round halves differently: what a number becomes must not depend on others.
-    if (_mm512_mask_test_epi16_mask(~normal, magnitude, magnitude) != 0) {
-      const SplitWords any = split_any_words(x);
-      words.parts.upper = _mm512_mask_mov_epi16(any.parts.upper, normal, words.parts.upper);
-      words.parts.lower = _mm512_mask_mov_epi16(any.parts.lower, normal, words.parts.lower);
-      words.nonfinite = any.nonfinite;
-    }
-    return words;
+  DIFFKV_BF16_DOT SplitVector split(__m256i first, __m256i second) {
+    const Sixteen low = parts_of(first);
+    const Sixteen high = parts_of(second);
+    return {words(low.upper, high.upper), words(low.lower, high.lower)};
+  }
+
+  // Whether all that was split was finite. Of what is not the lower part is NaN.
+  DIFFKV_BF16_DOT bool finite() const {
+    return _mm512_cmp_ps_mask(zeros_, zeros_, _CMP_UNORD_Q) == 0;
   }
 
  private:
-  __m512i rests_;
+  struct Sixteen {
+    __m512i upper;  // in the upper half of each word
+    __m512i lower;
+  };
+
+  DIFFKV_BF16_DOT Sixteen parts_of(__m256i halves) {
+    const __m512 x = _mm512_cvtph_ps(halves);
+    const __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+    const __m512i upper = _mm512_and_si512(rounded, upper_halves_);
+    const __m512 lower = _mm512_sub_ps(x, _mm512_castsi512_ps(upper));
+    zeros_ = _mm512_fmadd_ps(lower, _mm512_setzero_ps(), zeros_);
+    return {upper, _mm512_castps_si512(lower)};
+  }
+
+  DIFFKV_BF16_DOT __m512i words(__m512i low, __m512i high) const {
+    constexpr int kSelect = 0xca;  // a ? b : c
+    return _mm512_ternarylogic_epi32(upper_halves_, high, _mm512_srli_epi32(low, 16), kSelect);
+  }
+
+  __m512i upper_halves_;
+  __m512 zeros_;  // NaN once a lower part was
 };
+
+DIFFKV_BF16_DOT __m256i halves_at(const std::byte* row, std::int64_t i) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i));
+}
+
+// An fp16 that is not finite, as bf16.
+std::uint16_t nonfinite_bf16(const std::byte* row, std::int64_t i) {
+  return core::float_to_bf16(core::load_element(DType::kF16, row, i));
+}
+
+bool is_finite(const std::byte* row, std::int64_t i) {
+  return std::isfinite(core::load_element(DType::kF16, row, i));
+}
 
 // The sums of kTiles x 16 keys by 16 rows of queries, `width` apart.
 template <int kTiles>
@@ -178,14 +167,22 @@ DIFFKV_BF16_DOT void whole_scores(std::int64_t width, Parts<const std::uint32_t>
 
 DIFFKV_BF16_DOT std::uint64_t amx_split_rows(const std::byte* const* rows, std::int64_t num_rows,
                                              std::int64_t n, Parts<std::uint16_t> parts) {
-  const WordSplitter splitter;
   std::uint64_t nonfinite = 0;
   for (std::int64_t row = 0; row < num_rows; ++row) {
+    const std::byte* from = rows[row];
+    WordSplitter splitter;
     for (std::int64_t i = 0; i < n; i += kTileDims) {
-      const SplitWords x = splitter.split(_mm512_loadu_si512(rows[row] + 2 * i));
-      _mm512_storeu_si512(parts.upper + row * n + i, x.parts.upper);
-      _mm512_storeu_si512(parts.lower + row * n + i, x.parts.lower);
-      if (x.nonfinite != 0) nonfinite |= std::uint64_t{1} << row;
+      const SplitVector x = splitter.split(halves_at(from, i), halves_at(from, i + kTile));
+      _mm512_storeu_si512(parts.upper + row * n + i, x.upper);
+      _mm512_storeu_si512(parts.lower + row * n + i, x.lower);
+    }
+    if (splitter.finite()) continue;
+    nonfinite |= std::uint64_t{1} << row;
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (is_finite(from, i)) continue;
+      const std::int64_t at = row * n + split_index(i);
+      parts.upper[at] = nonfinite_bf16(from, i);
+      parts.lower[at] = 0;
     }
   }
   return nonfinite;
@@ -221,36 +218,25 @@ void amx_split_scores(std::int64_t width, const SplitScores& operands, Fetch& fe
 
 DIFFKV_BF16_DOT bool amx_split_values(const std::byte* const* rows, std::int64_t num_keys,
                                       std::int64_t head_size_v, Parts<std::uint32_t> pairs) {
-  const WordSplitter splitter;
-  const __m512i first = pair_indices(0, 32);
-  const __m512i second = pair_indices(16, 32);
-  __mmask32 nonfinite = 0;
-  const auto split = [&](std::int64_t k, std::int64_t c) DIFFKV_BF16_DOT {
-    if (k >= num_keys) return SplitVector{_mm512_setzero_si512(), _mm512_setzero_si512()};
-    const auto columns = first_lanes<__mmask32>(head_size_v - c);
-    SplitWords x = splitter.split(_mm512_maskz_loadu_epi16(columns, rows[k] + 2 * c));
-    if (x.nonfinite != 0) {
-      nonfinite |= x.nonfinite;
-      x.parts.upper = _mm512_maskz_mov_epi16(~x.nonfinite, x.parts.upper);
-    }
-    return x.parts;
-  };
+  WordSplitter splitter;
   for (std::int64_t k = 0; k < num_keys; k += 2) {
-    for (std::int64_t c = 0; c < head_size_v; c += 2 * kTile) {
-      const SplitVector a = split(k, c);
-      const SplitVector b = split(k + 1, c);
-      const std::int64_t at = k / 2 * head_size_v + c;
-      const auto store = [&](std::uint32_t* to, __m512i x, __m512i y) DIFFKV_BF16_DOT {
-        _mm512_storeu_si512(to + at, _mm512_permutex2var_epi16(x, first, y));
-        if (c + kTile < head_size_v) {
-          _mm512_storeu_si512(to + at + kTile, _mm512_permutex2var_epi16(x, second, y));
-        }
-      };
-      store(pairs.upper, a.upper, b.upper);
-      store(pairs.lower, a.lower, b.lower);
+    for (std::int64_t c = 0; c < head_size_v; c += kTile) {
+      const __m256i second = k + 1 < num_keys ? halves_at(rows[k + 1], c) : _mm256_setzero_si256();
+      const SplitVector x = splitter.split(halves_at(rows[k], c), second);
+      _mm512_storeu_si512(pairs.upper + k / 2 * head_size_v + c, x.upper);
+      _mm512_storeu_si512(pairs.lower + k / 2 * head_size_v + c, x.lower);
     }
   }
-  return nonfinite == 0;
+  if (splitter.finite()) return true;
+  for (std::int64_t k = 0; k < num_keys; ++k) {
+    const std::uint32_t others = k % 2 == 0 ? 0xffff0000U : 0xffffU;
+    for (std::int64_t c = 0; c < head_size_v; ++c) {
+      if (is_finite(rows[k], c)) continue;
+      pairs.upper[k / 2 * head_size_v + c] &= others;
+      pairs.lower[k / 2 * head_size_v + c] &= others;
+    }
+  }
+  return false;
 }
 
 DIFFKV_BF16_DOT void amx_split_weights(std::int64_t width, const float* p, std::int64_t num_keys,

@@ -19,8 +19,14 @@ struct Parts {
   T* lower = nullptr;
 };
 
-// Rows of n fp16, a multiple of 32, at most 64 rows, to rows of parts [rows, n]. Returns which rows
-// hold a number that is not finite, the first one's bit lowest.
+// Where element i of a row is among its parts: of 32 neighbours the i-th and the one 16 after it
+// make a pair, the i-th first.
+constexpr std::int64_t split_index(std::int64_t i) {
+  return i / 32 * 32 + i % 16 * 2 + (i % 32 < 16 ? 0 : 1);
+}
+
+// Rows of n fp16, a multiple of 32, at most 64 rows, to rows of parts [rows, n], in the order of
+// split_index. Returns which rows hold a number that is not finite, the first one's bit lowest.
 std::uint64_t amx_split_rows(const std::byte* const* rows, std::int64_t num_rows, std::int64_t n,
                              Parts<std::uint16_t> parts);
 

@@ -43,10 +43,13 @@ TEST(CpuPartsTest, OfEveryFp16) {
     const std::uint64_t nonfinite =
         cpu::amx_split_rows(rows.data(), kNumbers / kRow, kRow, {upper.data(), lower.data()});
     std::uint64_t expected = 0;
+    const auto index = [](std::size_t i) {
+      return static_cast<std::size_t>(cpu::split_index(static_cast<std::int64_t>(i)));
+    };
     for (std::size_t i = 0; i < numbers.size(); ++i) {
       const float x = core::f16_to_float(numbers[i]);
-      const float u = core::bf16_to_float(upper[i]);
-      const float l = core::bf16_to_float(lower[i]);
+      const float u = core::bf16_to_float(upper[index(i)]);
+      const float l = core::bf16_to_float(lower[index(i)]);
       if (std::isfinite(x)) {
         ASSERT_EQ(u + l, x) << i;
         ASSERT_LE(std::abs(l), 0x1p-8F * std::abs(x)) << i;
@@ -59,11 +62,11 @@ TEST(CpuPartsTest, OfEveryFp16) {
     EXPECT_EQ(nonfinite, expected);
     for (std::size_t i = 0; i < numbers.size(); ++i) {
       if (step == 1) {
-        first_upper[numbers[i]] = upper[i];
-        first_lower[numbers[i]] = lower[i];
+        first_upper[numbers[i]] = upper[index(i)];
+        first_lower[numbers[i]] = lower[index(i)];
       }
-      ASSERT_EQ(upper[i], first_upper[numbers[i]]) << numbers[i];
-      ASSERT_EQ(lower[i], first_lower[numbers[i]]) << numbers[i];
+      ASSERT_EQ(upper[index(i)], first_upper[numbers[i]]) << numbers[i];
+      ASSERT_EQ(lower[index(i)], first_lower[numbers[i]]) << numbers[i];
     }
   }
 }
