@@ -33,19 +33,19 @@ KeyTile key_tile(const std::byte* const* keys, std::int64_t bytes, std::byte* co
   return {copies, bytes};
 }
 
-// The sums of kTiles x 16 rows by 16 columns of pairs, `width` apart, over steps of a register.
+// The sums of kTiles x 16 keys by 16 rows of queries, `width` apart.
 template <int kTiles>
-void multiply_keys(const KeyTile* rows, const std::uint32_t* pairs, std::int64_t width,
-                   std::int64_t steps, Fetch& fetch) {
-  constexpr int kPairs = 4;
-  constexpr int kRows = 5;  // and 6
+void multiply_keys(const KeyTile* keys, std::int64_t head_size_qk, const std::uint32_t* query,
+                   std::int64_t width, Fetch& fetch) {
+  constexpr int kQuery = 4;
+  constexpr int kKeys = 5;  // and 6
   for_each_sum<kTiles>([&]<int kSum>() { zero_tile<kSum>(); });
-  for (std::int64_t i = 0; i < steps; ++i) {
-    load_tile<kPairs>(pairs + i * kTile * width, 4 * width);
+  for (std::int64_t i = 0; i < head_size_qk; i += kTileDims) {
+    load_tile<kQuery>(query + i / 2 * width, 4 * width);
     for_each_sum<kTiles>([&]<int kSum>() {
-      constexpr int kOperand = kRows + kSum % 2;
-      load_tile<kOperand>(rows[kSum].first + i * kTileBytes, rows[kSum].step);
-      multiply_tiles<kSum, kOperand, kPairs>();
+      constexpr int kOperand = kKeys + kSum % 2;
+      load_tile<kOperand>(keys[kSum].first + 2 * i, keys[kSum].step);
+      multiply_tiles<kSum, kOperand, kQuery>();
       fetch_tile(fetch);
     });
   }
@@ -130,8 +130,8 @@ DIFFKV_BF16_DOT void amx_scores(std::int64_t width, const std::uint32_t* query,
   }
   with_sums(tiles, [&]<int kTiles>() {
     for (std::int64_t row = 0; row < width; row += kTile) {
-      multiply_keys<kTiles>(tile, query + row, width, head_size_qk / kTileDims, fetch);
-      store_sums<kTiles>(scores + row, width);
+      multiply_keys<kTiles>(tile, head_size_qk, query + row, width, fetch);
+      store_sums<kTiles>(scores + row, width, kTile * width);
     }
   });
   scale_scores(num_keys * width, scale, scores);
@@ -160,10 +160,10 @@ void amx_accumulate(std::int64_t width, const std::uint32_t* weights, std::uint3
   keep_rows(width, keep, head_size_v, acc);
   for_each_accumulated(head_size_v, width, [&]<int kTiles>(std::int64_t c, std::int64_t row) {
     float* const sums = acc + row * head_size_v + c;
-    load_sums<kTiles>(sums, head_size_v);
+    load_sums<kTiles>(sums, head_size_v, kTile);
     multiply_values<kTiles>(weights + row * kMostPairs, values + c, head_size_v,
                             padded_pairs(num_keys) / kTile, fetch);
-    store_sums_beside<kTiles>(sums, head_size_v);
+    store_sums<kTiles>(sums, head_size_v, kTile);
   });
 }
 

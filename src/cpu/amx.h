@@ -1,6 +1,6 @@
 // Products of tiles of bf16 with sums in fp32, by the matrix unit of x86-64 (AMX_BF16): 16 times as
-// many a cycle as AVX512_BF16's. For the same tiles of many rows, and in the same memory, as those
-// (bf16_dot.h), which do all else.
+// many a cycle as AVX512_BF16's. For the same tiles of many rows as those (bf16_dot.h), with
+// queries, keys and values as they have them; weights and sums are stored row by row.
 #pragma once
 
 #include <cstddef>

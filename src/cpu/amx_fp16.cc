@@ -13,7 +13,7 @@
 namespace diffkv::cpu {
 namespace {
 
-// 32 numbers as bf16, in order.
+// 32 numbers as bf16.
 struct SplitVector {
   __m512i upper;
   __m512i lower;
@@ -197,7 +197,7 @@ void amx_split_scores(std::int64_t width, const SplitScores& operands, Fetch& fe
   with_sums((num_keys + kTile - 1) / kTile, [&]<int kTiles>() {
     for (std::int64_t row = 0; row < width; row += kTile) {
       multiply_keys<kTiles>(operands.keys, head_size_qk, query_at(row), width, fetch);
-      store_sums<kTiles>(scores + row, width);
+      store_sums<kTiles>(scores + row, width, kTile * width);
     }
   });
   if ((operands.nonfinite_rows | operands.nonfinite_keys) != 0) {
@@ -267,11 +267,11 @@ void amx_split_accumulate(std::int64_t width, Parts<const std::uint32_t> weights
   for_each_accumulated(head_size_v, width, [&]<int kTiles>(std::int64_t c, std::int64_t row) {
     const std::int64_t at = row * kMostPairs;
     float* const sums = acc + row * head_size_v + c;
-    load_sums<kTiles>(sums, head_size_v);
+    load_sums<kTiles>(sums, head_size_v, kTile);
     multiply_values<kTiles>({weights.upper + at, weights.lower + at},
                             {values.upper + c, values.lower + c}, head_size_v,
                             padded_pairs(num_keys) / kTile, fetch);
-    store_sums_beside<kTiles>(sums, head_size_v);
+    store_sums<kTiles>(sums, head_size_v, kTile);
   });
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -13,7 +12,8 @@
 
 namespace diffkv::cpu {
 
-// A register holds 16 rows of 64 bytes: of keys 32 dimensions, of pairs and sums 16 columns.
+// A register holds 16 rows of 64 bytes: of keys 32 dimensions, of weights 16 pairs of keys, of
+// queries, values and sums 16 columns.
 inline constexpr std::int64_t kTile = 16;
 inline constexpr std::int64_t kTileBytes = 64;
 inline constexpr std::int64_t kTileDims = 32;
@@ -92,32 +92,28 @@ DIFFKV_BF16_DOT inline void turn_words(const __m512i (&x)[kTile], std::uint32_t*
   }
 }
 
-// The sums, one below the other, rows `stride` floats apart.
+// Sums in memory: rows `stride` floats apart, each tile's first row `step` floats after the one's
+// before.
 template <int kTiles>
-void store_sums(float* to, std::int64_t stride) {
+void store_sums(float* to, std::int64_t stride, std::int64_t step) {
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
-  for_each_sum<kTiles>(
-      [&]<int kSum>() { store_tile<kSum>(to + kSum * kTile * stride, kBytes * stride); });
-}
-
-// What was stored before, side by side, rows `stride` floats apart.
-template <int kTiles>
-void load_sums(const float* from, std::int64_t stride) {
-  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
-  for_each_sum<kTiles>([&]<int kSum>() { load_tile<kSum>(from + kSum * kTile, kBytes * stride); });
+  for_each_sum<kTiles>([&]<int kSum>() { store_tile<kSum>(to + kSum * step, kBytes * stride); });
 }
 template <int kTiles>
-void store_sums_beside(float* to, std::int64_t stride) {
+void load_sums(const float* from, std::int64_t stride, std::int64_t step) {
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
-  for_each_sum<kTiles>([&]<int kSum>() { store_tile<kSum>(to + kSum * kTile, kBytes * stride); });
+  for_each_sum<kTiles>([&]<int kSum>() { load_tile<kSum>(from + kSum * step, kBytes * stride); });
 }
 
 // acc[row, c] *= keep[row], which is 1 for most rows of most blocks.
-inline void keep_rows(std::int64_t width, const float* keep, std::int64_t head_size_v, float* acc) {
+DIFFKV_BF16_DOT inline void keep_rows(std::int64_t width, const float* keep,
+                                      std::int64_t head_size_v, float* acc) {
   for (std::int64_t row = 0; row < width; ++row, acc += head_size_v) {
-    const float factor = keep[row];
-    if (factor == 1.0F) continue;
-    for (std::int64_t c = 0; c < head_size_v; ++c) acc[c] *= factor;
+    if (keep[row] == 1.0F) continue;
+    const __m512 factor = _mm512_set1_ps(keep[row]);
+    for (std::int64_t c = 0; c < head_size_v; c += kTile) {
+      _mm512_storeu_ps(acc + c, _mm512_mul_ps(_mm512_loadu_ps(acc + c), factor));
+    }
   }
 }
 

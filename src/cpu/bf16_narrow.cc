@@ -10,6 +10,10 @@
 namespace diffkv::cpu {
 namespace {
 
+// Measured: Fetch::units_of_row.
+template <int kRows>
+constexpr bool kFetchesByRow = kRows < 8;
+
 // Sums that stay in registers; the latency of a product is 6.
 constexpr int kSums = 16;
 
@@ -55,7 +59,7 @@ DIFFKV_BF16_DOT void scores_of(DType stored, const std::uint16_t* query,
       __m512i key[kKeys];
 #pragma GCC unroll 16
       for (int j = 0; j < kKeys; ++j) {
-        fetch_units<(kRows < 8)>(fetch, 1);
+        fetch_units<kFetchesByRow<kRows>>(fetch, 1);
         key[j] = reader.load(keys[k + j], i, head_size_qk);
       }
 #pragma GCC unroll 8
@@ -99,7 +103,7 @@ DIFFKV_BF16_DOT inline void accumulate_columns(const Bf16Reader<kFp8>& reader,
     __m512i value[kVectors];
 #pragma GCC unroll 4
     for (std::int64_t v = 0; v < kPairs; ++v) {
-      fetch_units<(kRows < 8)>(fetch, 2);
+      fetch_units<kFetchesByRow<kRows>>(fetch, 2);
       const __m512i a = reader.load(values[k], c + 32 * v, head_size_v);
       // The key after an odd last one has no weight, but what its slot holds may be anything.
       const __m512i b = k + 1 < num_keys ? reader.load(values[k + 1], c + 32 * v, head_size_v)

@@ -27,6 +27,10 @@ namespace diffkv::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Measured: Fetch::units_of_row.
+template <int kRows>
+inline constexpr bool kFetchesByRow = kRows < 4;
+
 // Accumulators that fit the registers beside their operands.
 inline constexpr int kNarrowAccs = kLanes == 16 ? 16 : 8;
 // Loads of a vector for every Fetch::kUnit elements.
@@ -89,7 +93,7 @@ HWY_NOINLINE void score_narrow(const float* HWY_RESTRICT query, const BlockRows&
       LaneVec key[kKeys];
       HWY_UNROLL(16)
       for (int j = 0; j < kKeys; ++j) {
-        if (j % kLoadsPerUnit == 0) fetch_units<(kRows < 4)>(fetch, 1);
+        if (j % kLoadsPerUnit == 0) fetch_units<kFetchesByRow<kRows>>(fetch, 1);
         key[j] = load_padded<kDType>(d, at[j], i, head_size_qk);
       }
       HWY_UNROLL(8)
@@ -178,7 +182,7 @@ HWY_INLINE void accumulate_columns(const BlockRows& rows, Fetch& next, const flo
     LaneVec value[kVectors];
     HWY_UNROLL(8)
     for (int v = 0; v < kVectors; ++v) {
-      if (v % kLoadsPerUnit == 0) fetch_units<(kRows < 4)>(fetch, 1);
+      if (v % kLoadsPerUnit == 0) fetch_units<kFetchesByRow<kRows>>(fetch, 1);
       value[v] = load_padded<kDType>(d, row, c + v * kLanes, head_size_v);
     }
     HWY_UNROLL(8)

@@ -165,12 +165,13 @@ constexpr std::int64_t value_at(std::int64_t k, std::int64_t c) {
 
 // A wide tile's memory for the block at hand.
 struct WideBlock {
-  float* keys;             // [kBlockKeys, head_size_qk]; or bf16, twice as many
-  float* values;           // as value_at says; or pairs [kBlockKeys / 2, head_size_v], two parts
-  float* scores;           // [kBlockKeys, rows of a group]
-  std::uint32_t* weights;  // [kBlockKeys / 2, rows of a group]: pairs of probabilities; twice
-  float* keep;             // [rows of a group]
-  float* rows;             // four rows of queries or values
+  float* keys;    // [kBlockKeys, head_size_qk]; or bf16, twice as many
+  float* values;  // as value_at says; or pairs [kBlockKeys / 2, head_size_v], two parts
+  float* scores;  // [kBlockKeys, rows of a group]
+  std::uint32_t*
+      weights;  // pairs of probabilities, [kBlockKeys / 2, rows of a group] or turned; twice
+  float* keep;  // [rows of a group]
+  float* rows;  // four rows of queries or values
 
   WideBlock(core::Layout& take, std::int64_t group_width, std::int64_t head_size_qk,
             std::int64_t head_size_v)

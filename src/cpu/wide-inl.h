@@ -41,7 +41,7 @@ inline constexpr std::int64_t kKeyPadding = 8;
 struct GroupBuffers {
   std::int64_t first_row = 0;    // of the tile
   const float* query = nullptr;  // [head_size_qk, width], scaled
-  float* acc = nullptr;          // [head_size_v, width]
+  float* acc = nullptr;          // [head_size_v, width], or by rows
   float* scores = nullptr;       // [kBlockKeys, width], then probabilities
   float* max = nullptr;          // [width]
   float* sum = nullptr;          // [width]

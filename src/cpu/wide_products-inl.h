@@ -258,9 +258,9 @@ class Bf16Products {
 
 #ifdef DIFFKV_HAS_AMX
 // How a wide tile of more rows than a decode tile's multiplies fp16 in the matrix unit for bf16:
-// queries, keys, weights and values each as two parts. For 16 rows it takes as long to split keys
-// and values as to multiply them in fp32: decode of 1 x 32768 by two threads of a Xeon took 9.3
-// to 11.4 ms, a few keys or columns split at a time, and 7.5 to 11.5 in fp32.
+// queries, keys, weights and values each as two parts. For 16 rows splitting keys and values takes
+// half of the time, and decode is no faster than in fp32: 1 x 32768 by two threads of a Xeon 9.6 to
+// 11.1 ms, and 8.3 to 13.8.
 class SplitProducts {
  public:
   static constexpr bool kSumsByRow = true;

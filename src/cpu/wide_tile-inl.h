@@ -77,17 +77,17 @@ class WideTile : public TileBase {
       for (std::int64_t row = 0; row < num_rows(); ++row) {
         finish_row(row, {max[row], sum[row]}, sums + row * head_size);
       }
-      return;
-    }
-    for (std::int64_t row = 0; row < num_rows(); row += kRowsTurned) {
-      const std::int64_t group = row / kGroupWidth * kGroupWidth;
-      const std::int64_t stride = std::min(width_ - group, kGroupWidth);
-      const float* from = sums + group * head_size + (row - group);
-      for (std::int64_t c = 0; c < head_size; c += kRowsTurned) {
-        turn_block(from + c * stride, stride, block_.rows + c, head_size);
-      }
-      for (std::int64_t i = 0; i < std::min(kRowsTurned, num_rows() - row); ++i) {
-        finish_row(row + i, {max[row + i], sum[row + i]}, block_.rows + i * head_size);
+    } else {
+      for (std::int64_t row = 0; row < num_rows(); row += kRowsTurned) {
+        const std::int64_t group = row / kGroupWidth * kGroupWidth;
+        const std::int64_t stride = std::min(width_ - group, kGroupWidth);
+        const float* from = sums + group * head_size + (row - group);
+        for (std::int64_t c = 0; c < head_size; c += kRowsTurned) {
+          turn_block(from + c * stride, stride, block_.rows + c, head_size);
+        }
+        for (std::int64_t i = 0; i < std::min(kRowsTurned, num_rows() - row); ++i) {
+          finish_row(row + i, {max[row + i], sum[row + i]}, block_.rows + i * head_size);
+        }
       }
     }
   }

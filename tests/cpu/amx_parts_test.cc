@@ -18,6 +18,8 @@
 namespace diffkv {
 namespace {
 
+constexpr std::uint32_t kUnwritten = 0xffffffffU;
+
 float of_pair(std::uint32_t pair, std::size_t key) {
   return core::bf16_to_float(static_cast<std::uint16_t>(key % 2 == 0 ? pair : pair >> 16));
 }
@@ -71,25 +73,30 @@ TEST(CpuPartsTest, OfEveryFp16) {
   }
 }
 
-// Pairs of an odd number of keys, of whole vectors of columns and a rest.
+// Pairs of an odd number of keys.
 TEST(CpuPartsTest, OfValues) {
   if (!cpu::bf16_dot_available()) GTEST_SKIP() << "no AVX512_BF16";
   constexpr std::size_t kKeys = 7;
   constexpr std::size_t kColumns = 48;
-  for (const bool infinite : {false, true}) {
+  for (const bool finite : {true, false}) {
     std::vector<std::uint16_t> values(kKeys * kColumns);
     for (std::size_t i = 0; i < values.size(); ++i) {
       values[i] = static_cast<std::uint16_t>((0x3001 + 97 * i) & 0x3fffU);
     }
-    if (infinite) values[3 * kColumns + 40] = 0x7c00;
+    if (!finite) {
+      values[2 * kColumns + 3] = 0x7e00;   // NaN
+      values[3 * kColumns + 40] = 0x7c00;  // and infinities: of an odd key,
+      values[4 * kColumns + 17] = values[5 * kColumns + 17] = 0xfc00;  // of a pair,
+      values[6 * kColumns + 47] = 0xfc00;                              // of the last key
+    }
     std::vector<const std::byte*> rows;
     for (std::size_t k = 0; k < kKeys; ++k) {
       rows.push_back(reinterpret_cast<const std::byte*>(values.data() + k * kColumns));
     }
-    std::vector<std::uint32_t> upper((kKeys + 1) / 2 * kColumns);
-    std::vector<std::uint32_t> lower(upper.size());
+    std::vector<std::uint32_t> upper((kKeys + 1) / 2 * kColumns, kUnwritten);
+    std::vector<std::uint32_t> lower(upper.size(), kUnwritten);
     EXPECT_EQ(cpu::amx_split_values(rows.data(), kKeys, kColumns, {upper.data(), lower.data()}),
-              !infinite);
+              finite);
     for (std::size_t k = 0; k < kKeys + 1; ++k) {
       for (std::size_t c = 0; c < kColumns; ++c) {
         const std::size_t at = k / 2 * kColumns + c;
@@ -101,7 +108,7 @@ TEST(CpuPartsTest, OfValues) {
   }
 }
 
-// Both kinds, of keys that fill no register.
+// Both kinds, of keys that fill registers and of keys that do not.
 TEST(CpuPartsTest, OfWeights) {
   if (!cpu::bf16_dot_available()) GTEST_SKIP() << "no AVX512_BF16";
   constexpr std::size_t kWidth = 32;
@@ -109,9 +116,9 @@ TEST(CpuPartsTest, OfWeights) {
   for (const std::size_t keys : {1, 31, 32, 37, 64}) {
     std::vector<float> p(keys * kWidth);
     for (std::size_t i = 0; i < p.size(); ++i) p[i] = 1.0F / static_cast<float>(i + 3);
-    std::vector<std::uint32_t> whole(kWidth * kPairs);
-    std::vector<std::uint32_t> upper(whole.size());
-    std::vector<std::uint32_t> lower(whole.size());
+    std::vector<std::uint32_t> whole(kWidth * kPairs, kUnwritten);
+    std::vector<std::uint32_t> upper(whole.size(), kUnwritten);
+    std::vector<std::uint32_t> lower(whole.size(), kUnwritten);
     const auto count = static_cast<std::int64_t>(keys);
     cpu::amx_weights(kWidth, p.data(), count, whole.data());
     cpu::amx_split_weights(kWidth, p.data(), count, {upper.data(), lower.data()});

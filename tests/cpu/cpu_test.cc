@@ -44,6 +44,7 @@ struct Dense {
   std::int64_t query_len;
   std::int64_t seq_len;
   std::int64_t heads;
+  std::int32_t threads = 0;  // 0: all
   std::vector<float> key, value, query, output, lse;
   AttentionParams params;
   PlanKey plan_key;
@@ -81,8 +82,9 @@ struct Dense {
     batch.query_start_loc = view_of(starts.data(), {2});
     batch.seq_lens = view_of(lens.data(), {1});
     batch.kv_start = view_of(kv_start.data(), {1});
-    DiffKVMetadataBuilder builder(backend, plan_key,
-                                  {.max_tokens = query_len, .max_seqs = 1, .max_seq_len = seq_len});
+    DiffKVMetadataBuilder builder(
+        backend, plan_key,
+        {.max_tokens = query_len, .max_seqs = 1, .max_seq_len = seq_len, .threads = threads});
     const DiffKVMetadata metadata = builder.build(batch);
     DiffKVAttention::ForwardArgs args;
     const DType dtype = plan_key.query_dtype;
@@ -120,6 +122,7 @@ class CpuTest : public testing::TestWithParam<std::tuple<std::string, Sizes>> {
 TEST_P(CpuTest, LongSmoothSums) {
   for (std::int64_t heads : {1, 12}) {  // the narrow and the wide path
     Dense dense(sizes(), 1, 300000, heads);
+    dense.threads = 1;
     double mean = 0;
     for (std::int64_t k = 0; k < dense.seq_len; ++k) {
       const float x = 1.0F + 0.01F * static_cast<float>(k % 64);
@@ -131,6 +134,64 @@ TEST_P(CpuTest, LongSmoothSums) {
     dense.run();
     for (float x : dense.output) EXPECT_NEAR(x / mean, 1.0, 5e-6) << heads << " heads";
     for (float x : dense.lse) EXPECT_NEAR(x, std::log(300000.0), 1e-5) << heads << " heads";
+  }
+}
+
+// 16-bit sums over many folds, whose maxima differ from row to row, of values that differ from
+// column to column.
+TEST_P(CpuTest, LongSumsOfManyRows) {
+  constexpr std::int64_t kKeys = 300000;
+  constexpr std::int64_t kFold = cpu::kFoldBlocks * cpu::kBlockKeys;
+  // Keys of the same parity and fold are alike.
+  const auto value_of = [](std::int64_t k, std::int64_t c) {
+    const std::int64_t fold = k / kFold;
+    return (k % 2 == 0 ? 1.0F + 0.125F * static_cast<float>(c % 8) : 2.0F) +
+           0.25F * static_cast<float>(fold % 4);
+  };
+  for (const auto& [dtype, error] : {std::pair(DType::kBF16, 8e-3), std::pair(DType::kF16, 1e-3)}) {
+    for (std::int64_t heads : {12, 40}) {
+      Dense dense(sizes(), 1, kKeys, heads);
+      dense.use(dtype);
+      dense.threads = 1;  // a share is then several folds long
+      dense.params.scale = 1.0F;
+      for (std::int64_t k = 0; k < kKeys; ++k) {
+        float* key = &dense.key[static_cast<std::size_t>(k * sizes().qk)];
+        key[0] = k % 2 == 0 ? 1.0F : -1.0F;
+        key[1] = 0.0625F * static_cast<float>(k / kFold);
+        for (std::int64_t c = 0; c < sizes().v; ++c) {
+          dense.value[static_cast<std::size_t>(k * sizes().v + c)] = value_of(k, c);
+        }
+      }
+      for (std::int64_t r = 0; r < heads; ++r) {
+        float* query = &dense.query[static_cast<std::size_t>(r * sizes().qk)];
+        query[0] = 0.25F * static_cast<float>(r % 4);
+        query[1] = static_cast<float>(r % 3 - 1);
+      }
+      dense.run();
+      for (std::int64_t r = 0; r < heads; ++r) {
+        double sum = 0;
+        std::vector<double> sums(static_cast<std::size_t>(sizes().v), 0.0);
+        for (std::int64_t first = 0; first < kKeys; first += kFold) {
+          for (std::int64_t k = first; k < first + 2; ++k) {
+            const auto count = static_cast<double>(std::min(kFold, kKeys - first)) / 2;
+            const auto* key = &dense.key[static_cast<std::size_t>(k * sizes().qk)];
+            const auto* query = &dense.query[static_cast<std::size_t>(r * sizes().qk)];
+            const double weight = count * std::exp(query[0] * key[0] + query[1] * key[1]);
+            sum += weight;
+            for (std::int64_t c = 0; c < sizes().v; ++c) {
+              sums[static_cast<std::size_t>(c)] += weight * value_of(k, c);
+            }
+          }
+        }
+        EXPECT_NEAR(dense.lse[static_cast<std::size_t>(r)], std::log(sum), 1e-3) << r;
+        for (std::int64_t c = 0; c < sizes().v; ++c) {
+          const double expected = sums[static_cast<std::size_t>(c)] / sum;
+          EXPECT_NEAR(dense.output[static_cast<std::size_t>(r * sizes().v + c)] / expected, 1.0,
+                      error)
+              << "row " << r << " column " << c;
+        }
+      }
+    }
   }
 }
 
