@@ -6,6 +6,7 @@ option(DIFFKV_BUILD_FUZZERS "Build only the fuzz targets of the tests; needs cla
 option(DIFFKV_WERROR "Treat warnings as errors" OFF)
 option(DIFFKV_SANITIZE "Build everything with AddressSanitizer and UBSan" OFF)
 option(DIFFKV_COVERAGE "Build everything to measure line coverage" OFF)
+option(DIFFKV_EMULATE_AMX "Multiply tiles by software where the CPU's matrix unit would, for tests" OFF)
 option(DIFFKV_CCACHE "Compile through ccache where it is installed" ON)
 
 # An interface of this build only: what it adds never reaches an installed target.

@@ -91,14 +91,15 @@ bool system_knows_registers() {
 
 bool amx_available() {
   static const bool available =
-      bf16_dot_available() && has_instructions() && system_knows_registers();
+      bf16_dot_available() && (kEmulatesAmx || (has_instructions() && system_knows_registers()));
   return available;
 }
 
 bool amx_permitted() {
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
   static const bool permitted =
-      amx_available() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+      amx_available() &&
+      (kEmulatesAmx || syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0);
   return permitted;
 }
 
@@ -113,10 +114,10 @@ AmxRegisters::AmxRegisters() {
   static_assert(sizeof(Config) == 64);
   std::fill_n(config.row_bytes, 8, std::uint16_t{64});
   std::fill_n(config.rows, 8, std::uint8_t{kTile});
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  configure_tiles(&config);
 }
 
-AmxRegisters::~AmxRegisters() { asm volatile("tilerelease" : : : "memory"); }
+AmxRegisters::~AmxRegisters() { release_tiles(); }
 
 DIFFKV_BF16_DOT void amx_scores(std::int64_t width, const std::uint32_t* query,
                                 const std::byte* const* keys, std::uint16_t* copies, Fetch& fetch,

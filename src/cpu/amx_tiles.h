@@ -6,6 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifdef DIFFKV_EMULATE_AMX
+#include "cpu/amx_emulated.h"
+#endif
 #include "cpu/bf16_vectors.h"
 #include "cpu/fetch.h"
 #include "cpu/kernels.h"
@@ -19,6 +22,13 @@ inline constexpr std::int64_t kTileBytes = 64;
 inline constexpr std::int64_t kTileDims = 32;
 inline constexpr std::int64_t kMostPairs = kBlockKeys / 2;
 
+#ifndef DIFFKV_EMULATE_AMX
+inline constexpr bool kEmulatesAmx = false;
+
+inline void configure_tiles(const void* config) {
+  asm volatile("ldtilecfg (%0)" : : "r"(config) : "memory");
+}
+inline void release_tiles() { asm volatile("tilerelease" : : : "memory"); }
 // The compiler's own intrinsics do not say that they read memory.
 template <int kRegister>
 void load_tile(const void* from, std::int64_t stride_bytes) {
@@ -46,6 +56,7 @@ void multiply_tiles() {
                : "i"(kSums), "i"(kA), "i"(kB)
                : "memory");
 }
+#endif
 
 // Registers 0 to 3 are sums.
 inline constexpr int kMostSums = 4;
