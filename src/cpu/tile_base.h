@@ -168,8 +168,8 @@ struct WideBlock {
   float* keys;    // [kBlockKeys, head_size_qk]; or bf16, twice as many
   float* values;  // as value_at says; or pairs [kBlockKeys / 2, head_size_v], two parts
   float* scores;  // [kBlockKeys, rows of a group]
-  std::uint32_t*
-      weights;  // pairs of probabilities, [kBlockKeys / 2, rows of a group] or turned; twice
+  // Pairs of probabilities, [kBlockKeys / 2, rows of a group] or, turned, by rows; two parts.
+  std::uint32_t* weights;
   float* keep;  // [rows of a group]
   float* rows;  // four rows of queries or values
 

@@ -258,8 +258,8 @@ class Bf16Products {
 
 #ifdef DIFFKV_HAS_AMX
 // How a wide tile of more rows than a decode tile's multiplies fp16 in the matrix unit for bf16:
-// queries, keys, weights and values each as two parts. For 16 rows splitting keys and values takes
-// half of the time, and decode is no faster than in fp32: 1 x 32768 by two threads of a Xeon 9.6 to
+// queries, keys, weights and values each as two parts. Of 16 rows, for which keys and values are
+// split as well, decode is no faster than in fp32: 1 x 32768 by two threads of a Xeon took 9.6 to
 // 11.1 ms, and 8.3 to 13.8.
 class SplitProducts {
  public:
