@@ -22,6 +22,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Highway's headers must come after foreach_target.h.
 #include "cpu/narrow_tile-inl.h"
+#include "cpu/row_products-inl.h"
 #include "cpu/wide_tile-inl.h"
 #include "hwy/highway.h"
 
@@ -97,34 +98,39 @@ void run_piece_of(const AttendCall& call, const plan::Piece& piece, const plan::
 }
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+using Fp32DecodeProducts = Fp32RowProducts;
+
 // Where pairs of bf16 are slow.
 template <int kRows>
 using NarrowMixedProducts =
     std::conditional_t<(kRows > 4), NarrowFp32Products<kRows>, NarrowBf16Products<kRows>>;
 
-// How pieces run of what pairs of bf16 may multiply; `Wide`: how tiles of many rows do.
-template <class Wide>
+// How pieces run of what pairs of bf16 may multiply; `Prefill` and `Decode`: how tiles of many rows
+// do.
+template <class Prefill, class Decode>
 auto* bf16_piece_runner(const AttendCall& call) {
   return bf16_dot_is_fast() || call.args->cache.key.dtype != DType::kBF16
-             ? run_piece_of<Wide, Wide, NarrowBf16Products>
-             : run_piece_of<Wide, Wide, NarrowMixedProducts>;
+             ? run_piece_of<Prefill, Decode, NarrowBf16Products>
+             : run_piece_of<Prefill, Decode, NarrowMixedProducts>;
 }
+#else
+using Fp32DecodeProducts = Fp32Products;
 #endif
 
 void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                std::byte* scratch) {
-  auto* fn = run_piece_of<Fp32Products, Fp32Products, NarrowFp32Products>;
+  auto* fn = run_piece_of<Fp32Products, Fp32DecodeProducts, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
   if (call.bf16_dot) {
-    fn = bf16_dot_is_fast() ? bf16_piece_runner<Bf16Products<false>>(call)
-                            : bf16_piece_runner<Fp32Products>(call);
+    fn = bf16_dot_is_fast() ? bf16_piece_runner<Bf16Products<false>, Bf16Products<false>>(call)
+                            : bf16_piece_runner<Fp32Products, Fp32DecodeProducts>(call);
   }
 #ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;
   if (call.amx) {
     registers.emplace();
-    fn = call.bf16_dot ? bf16_piece_runner<Bf16Products<true>>(call)
-                       : run_piece_of<SplitProducts, Fp32Products, NarrowFp32Products>;
+    fn = call.bf16_dot ? bf16_piece_runner<Bf16Products<true>, Bf16Products<true>>(call)
+                       : run_piece_of<SplitProducts, Fp32DecodeProducts, NarrowFp32Products>;
   }
 #endif
 #endif

@@ -24,7 +24,7 @@ namespace diffkv::cpu {
 // to fetch three blocks ahead instead of one.
 class Fetch {
  public:
-  static constexpr std::int64_t kUnit = 32;  // elements
+  static constexpr std::int64_t kUnit = kFetchUnit;  // elements
 
   // `count` rows of so many bytes, of elements of so many.
   void add(const std::byte* const* rows, std::int64_t count, std::int64_t bytes,

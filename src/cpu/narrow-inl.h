@@ -42,8 +42,8 @@ constexpr std::int64_t padded_to_lanes(std::int64_t n) {
 }
 
 #if HWY_TARGET == HWY_SCALAR
-HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
-  for (int i = 0; i < kNarrowAccs; ++i) sums[i] = hn::GetLane(acc[i]);
+HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums, std::int64_t stride = 4) {
+  for (int i = 0; i < kNarrowAccs; ++i) sums[i / 4 * stride + i % 4] = hn::GetLane(acc[i]);
 }
 #else
 // The sum of all 128-bit blocks of v, stored as 4 floats.
@@ -58,8 +58,9 @@ HWY_INLINE void store_block_sum(D d, hn::Vec<D> v, float* HWY_RESTRICT to) {
 }
 
 // sums[i] = sum of the lanes of acc[i], transposing while adding: four vectors become one that
-// holds in every 128-bit block their four sums over that block.
-HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
+// holds in every 128-bit block their four sums over that block. `stride`: from four sums to the
+// next.
+HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums, std::int64_t stride = 4) {
   const LaneTag d;
   const hn::Repartition<double, LaneTag> pairs;
   for (int i = 0; i < kNarrowAccs; i += 4) {
@@ -70,7 +71,7 @@ HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
     store_block_sum(d,
                     hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, cd)),
                             hn::BitCast(d, hn::InterleaveUpper(pairs, ab, cd))),
-                    sums + i);
+                    sums + i / 4 * stride);
   }
 }
 #endif

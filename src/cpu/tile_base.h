@@ -130,10 +130,17 @@ struct ScoreRules {
   bool any() const { return soft_cap > 0.0F || alibi; }
 };
 
+// What is fetched at a time, in elements, and what queries by row are padded to with zeros.
+inline constexpr std::int64_t kFetchUnit = 32;
+constexpr std::int64_t padded_to_unit(std::int64_t n) {
+  return (n + kFetchUnit - 1) / kFetchUnit * kFetchUnit;
+}
+
 // A wide tile's memory over all its blocks. `width`: its rows rounded up to whole vectors; a group
 // of rows is up to `group_width` of them.
 struct WideState {
-  // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows], one part or two
+  // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows], one part or two; or
+  // [rows, padded head_size_qk]
   float* query;
   float* acc;         // [head_size_v, rows] by groups; or, summed by rows, [rows, head_size_v]
   float* folded;      // as acc: what was accumulated before the last fold
@@ -145,7 +152,7 @@ struct WideState {
 
   WideState(core::Layout& take, std::int64_t width, std::int64_t head_size_qk,
             std::int64_t head_size_v)
-      : query(take.take<float>(width * head_size_qk)),
+      : query(take.take<float>(width * padded_to_unit(head_size_qk))),
         acc(take.take<float>(width * head_size_v)),
         folded(take.take<float>(width * head_size_v)),
         max(take.take<float>(width)),

@@ -53,6 +53,7 @@ class WideTile : public TileBase {
   void run_block(const BlockRows& rows, Fetch& fetch) {
     products_.load(rows);
     const bool all_seen = seen_by_all(rows.range);
+    if constexpr (Products::kQueriesByRow) return run_group<1>(rows, 0, fetch, all_seen);
     for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
       switch (std::min(width_ - row, kGroupWidth) / kLanes) {
         case 1:
@@ -112,14 +113,18 @@ class WideTile : public TileBase {
         own_.folded_max[first + r] = state.max;
         own_.folded_sum[first + r] = state.sum;
       }
-      for (std::int64_t i = 0; i < head_size * group_width; i += kLanes) {
-        const std::int64_t at = first * head_size + i;
-        if constexpr (Products::kSumsByRow) {
-          const std::int64_t r = i / head_size;
-          fold_lanes(own_.folded + at, hn::Set(d, keep[r]), own_.acc + at, hn::Set(d, add[r]));
-        } else {
+      float* folded = own_.folded + first * head_size;
+      const float* acc = own_.acc + first * head_size;
+      if constexpr (Products::kSumsByRow) {
+        for (std::int64_t r = 0; r < group_width; ++r) {
+          for (std::int64_t at = r * head_size; at < (r + 1) * head_size; ++at) {
+            folded[at] = folded[at] * keep[r] + acc[at] * add[r];
+          }
+        }
+      } else {
+        for (std::int64_t i = 0; i < head_size * group_width; i += kLanes) {
           const std::int64_t r = i % group_width;
-          fold_lanes(own_.folded + at, hn::Load(d, keep + r), own_.acc + at, hn::Load(d, add + r));
+          fold_lanes(folded + i, hn::Load(d, keep + r), acc + i, hn::Load(d, add + r));
         }
       }
     }
@@ -136,6 +141,13 @@ class WideTile : public TileBase {
   void load_rows() {
     const std::int64_t words = products_.query_words();
     clear();
+    if constexpr (Products::kQueriesByRow) {
+      for (std::int64_t row = 0; row < num_rows(); ++row) {
+        products_.load_query(row, query_of(row), scale_, own_.query + row * words);
+      }
+      std::fill(own_.query + num_rows() * words, own_.query + width_ * words, 0.0F);
+      return;
+    }
     for (std::int64_t row = 0; row < width_; row += kRowsTurned) {
       for (std::int64_t i = 0; i < kRowsTurned; ++i) {
         float* to = block_.rows + i * words;

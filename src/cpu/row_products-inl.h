@@ -1,0 +1,106 @@
+// How a wide tile of up to 16 rows multiplies, for the target being compiled, as rows-inl.h says.
+
+// Per-target include guard.
+#if defined(DIFFKV_CPU_ROW_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef DIFFKV_CPU_ROW_PRODUCTS_INL_H_
+#undef DIFFKV_CPU_ROW_PRODUCTS_INL_H_
+#else
+#define DIFFKV_CPU_ROW_PRODUCTS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/bf16_dot.h"
+#include "cpu/codec-inl.h"
+#include "cpu/fetch.h"
+#include "cpu/kernels.h"
+#include "cpu/narrow-inl.h"
+#include "cpu/rows-inl.h"
+#include "cpu/tile_base.h"
+#include "cpu/wide-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace diffkv::cpu::HWY_NAMESPACE {
+
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+
+// In fp32, whatever is stored. Keys are converted a few at a time, values in registers.
+class Fp32RowProducts {
+ public:
+  static constexpr bool kSumsByRow = true;
+  static constexpr bool kQueriesByRow = true;
+
+  Fp32RowProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
+      : args_(args), own_(own) {}
+
+  std::int64_t query_words() const { return padded_to_unit(args_.cache.head_size_qk); }
+
+  void load_query(std::int64_t /*row*/, const std::byte* query, float scale, float* to) const {
+    const std::int64_t n = args_.cache.head_size_qk;
+    with_dtype(args_.query.dtype,
+               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, to); });
+    for (std::int64_t i = 0; i < n; ++i) to[i] *= scale;
+    std::fill(to + n, to + query_words(), 0.0F);
+  }
+
+  void load(const BlockRows& /*rows*/) const {}
+
+  template <int kVectors>
+  void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+             float /*scale*/) const {
+    with_dtype(args_.cache.key.dtype, [&](auto dtype) HWY_ATTR {
+      score_rows<decltype(dtype)::value>(group.query, rows, fetch, args_.cache.head_size_qk,
+                                         own_.keys, group.scores);
+    });
+  }
+
+  template <int kVectors>
+  bool accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                  bool all_seen) const {
+    const KvCacheView& cache = args_.cache;
+    return with_dtype(cache.value.dtype, [&](auto dtype) HWY_ATTR {
+      constexpr DType kStored = decltype(dtype)::value;
+      if (!all_seen && !values_finite<kStored>(rows, cache.head_size_v)) return false;
+      accumulate_rows<kStored>(group.scores, rows, fetch, cache.head_size_v, own_.keep, group.acc);
+      return true;
+    });
+  }
+
+  // Values that are not finite are left out of the products and then added to the rows that see
+  // them, so what hidden slots hold does not change a bit of the other rows.
+  template <int kVectors>
+  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                         std::int64_t count) const {
+    const KvCacheView& cache = args_.cache;
+    const std::int64_t n = cache.head_size_v;
+    BlockRows finite = rows;
+    with_dtype(cache.value.dtype, [&](auto dtype) HWY_ATTR {
+      for (std::int64_t k = 0; k < rows.count(); ++k) {
+        float* to = own_.values + k * n;
+        load_row<decltype(dtype)::value>(rows.value[static_cast<std::size_t>(k)], n, to);
+        std::replace_if(
+            to, to + n, [](float x) { return !std::isfinite(x); }, 0.0F);
+        finite.value[static_cast<std::size_t>(k)] = reinterpret_cast<const std::byte*>(to);
+      }
+    });
+    accumulate_rows<DType::kF32>(group.scores, finite, fetch, n, own_.keep, group.acc);
+    add_nonfinite(rows, cache.value.dtype, n, count, group.scores, kDecodeRows, /*p_row=*/1,
+                  group.acc, /*acc_column=*/1, /*acc_row=*/n);
+  }
+
+ private:
+  const AttendArgs& args_;
+  const WideBlock& own_;
+};
+
+#endif
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace diffkv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

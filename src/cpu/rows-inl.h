@@ -1,0 +1,163 @@
+// Products in fp32 of a tile of up to 16 rows with AVX-512. Rows would be one vector of lanes, and
+// every product would read an operand from memory (wide-inl.h); so the head dimension is the lanes,
+// as in narrow-inl.h, and a block of rows multiplies some keys, or columns, at a time: half a load
+// a product.
+//
+// Seen on Zen 5, 8 x 4096 by two threads: fp16 4.0 ms instead of 4.6, fp32 4.5 to 4.8 instead of
+// 5.5 to 5.8. In loops on data in the second-level cache, ns a key and KV head before and after:
+// scores 31 and 27, sums 20 and 15.5; on a Xeon 45 and 50, 31 and 31, where with all around it fp16
+// took 8.2 to 11.3 ms instead of 9.6 to 16 by two threads and 1.6 to 2.1 instead of 1.8 to 2.1 by
+// sixteen. Next rows are fetched several lines at a time: one at a time takes 4.4 ms on Zen 5,
+// because where to fetch next leaves the registers to the sums. Tried and not kept on Zen 5: scores
+// of 8 rows x 2 keys, converted in registers (28.5 ns); sums of 4 rows x 64 columns (16), of 16 x
+// 16 (17.5); sums of values that were converted beforehand (18.4).
+
+// Per-target include guard.
+#if defined(DIFFKV_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef DIFFKV_CPU_ROWS_INL_H_
+#undef DIFFKV_CPU_ROWS_INL_H_
+#else
+#define DIFFKV_CPU_ROWS_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/codec-inl.h"
+#include "cpu/fetch.h"
+#include "cpu/kernels.h"
+#include "cpu/lanes-inl.h"
+#include "cpu/narrow-inl.h"
+#include "cpu/tile_base.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace diffkv::cpu::HWY_NAMESPACE {
+
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+
+// Keys that are scored at a time, and the rows of a block of scores and of one of sums.
+inline constexpr int kRowsKeys = 4;
+inline constexpr int kScoredRows = kNarrowAccs / kRowsKeys;
+inline constexpr int kSummedRows = 8;
+// Of two vectors of columns of all rows.
+inline constexpr std::int64_t kUnitsPerFetch = 4;
+inline constexpr std::int64_t kKeysPerFetch =
+    kUnitsPerFetch * (kDecodeRows / kSummedRows) * Fetch::kUnit / (2 * kLanes);
+
+// scores[key, row] = sum over d of query[row, d] * key[key, d], for num_keys rounded up to
+// kRowsKeys. query: [kDecodeRows, padded_to_unit(head_size_qk)]; scores: [kBlockKeys,
+// kDecodeRows]; `converted` holds kRowsKeys keys. The next rows are fetched on the way.
+template <DType kDType>
+HWY_NOINLINE void score_rows(const float* HWY_RESTRICT query, const BlockRows& rows, Fetch& next,
+                             std::int64_t head_size_qk, float* HWY_RESTRICT converted,
+                             float* HWY_RESTRICT scores) {
+  const LaneTag d;
+  const std::int64_t padded = padded_to_unit(head_size_qk);
+  Fetch fetch = next;
+  for (std::int64_t k = 0; k < rows.count(); k += kRowsKeys) {
+    for (std::int64_t j = 0; j < kRowsKeys; ++j) {
+      const std::byte* key = rows.key[static_cast<std::size_t>(k + j)];
+      for (std::int64_t i = 0; i < padded; i += kLanes) {
+        const LaneVec x =
+            i < head_size_qk ? load_padded<kDType>(d, key, i, head_size_qk) : hn::Zero(d);
+        hn::Store(x, d, converted + j * padded + i);
+      }
+    }
+    for (std::int64_t row = 0; row < kDecodeRows; row += kScoredRows) {
+      LaneVec acc[kNarrowAccs];
+      HWY_UNROLL(16)
+      for (LaneVec& v : acc) v = hn::Zero(d);
+      const float* HWY_RESTRICT from = query + row * padded;
+      fetch.units(padded / Fetch::kUnit);
+      for (std::int64_t i = 0; i < padded; i += Fetch::kUnit) {
+        HWY_UNROLL(2)
+        for (std::int64_t at = i; at < i + Fetch::kUnit; at += kLanes) {
+          LaneVec key[kRowsKeys];
+          HWY_UNROLL(4)
+          for (int j = 0; j < kRowsKeys; ++j) key[j] = hn::Load(d, converted + j * padded + at);
+          HWY_UNROLL(4)
+          for (int r = 0; r < kScoredRows; ++r) {
+            const LaneVec q = hn::Load(d, from + r * padded + at);
+            HWY_UNROLL(4)
+            for (int j = 0; j < kRowsKeys; ++j) {
+              LaneVec& sum = acc[j * kScoredRows + r];
+              sum = hn::MulAdd(q, key[j], sum);
+            }
+          }
+        }
+      }
+      sum_lanes(acc, scores + k * kDecodeRows + row, kDecodeRows);
+    }
+  }
+  next = fetch;
+}
+
+// Columns c to c + kVectors * kLanes - 1, or fewer where these are the last, of kSummedRows rows.
+template <DType kDType, int kVectors>
+HWY_INLINE void accumulate_row_block(const float* HWY_RESTRICT p, const BlockRows& rows,
+                                     Fetch& fetch, std::int64_t c, std::int64_t head_size_v,
+                                     const float* HWY_RESTRICT keep, float* HWY_RESTRICT acc) {
+  const LaneTag d;
+  LaneVec sum[kSummedRows][kVectors];
+  HWY_UNROLL(8)
+  for (auto& row : sum) {
+    for (LaneVec& v : row) v = hn::Zero(d);
+  }
+  const std::byte* const* HWY_RESTRICT value = rows.value.data();
+  const std::int64_t count = rows.count();
+  for (std::int64_t k = 0; k < count; ++k, p += kDecodeRows) {
+    if (k % kKeysPerFetch == 0) fetch.units(kUnitsPerFetch);
+    LaneVec x[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      x[v] = load_padded<kDType>(d, value[k], c + v * kLanes, head_size_v);
+    }
+    HWY_UNROLL(8)
+    for (int r = 0; r < kSummedRows; ++r) {
+      const LaneVec weight = hn::Set(d, p[r]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(x[v], weight, sum[r][v]);
+    }
+  }
+  HWY_UNROLL(8)
+  for (int r = 0; r < kSummedRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const std::int64_t at = c + v * kLanes;
+      float* HWY_RESTRICT to = acc + r * head_size_v + at;
+      const LaneVec factor = hn::Set(d, keep[r]);
+      if (head_size_v - at >= kLanes) {
+        hn::StoreU(hn::MulAdd(hn::LoadU(d, to), factor, sum[r][v]), d, to);
+      } else {
+        const auto there = hn::FirstN(d, static_cast<std::size_t>(head_size_v - at));
+        hn::BlendedStore(hn::MulAdd(hn::MaskedLoad(there, d, to), factor, sum[r][v]), there, d, to);
+      }
+    }
+  }
+}
+
+// acc[row, c] = acc[row, c] * keep[row] + sum over keys of value[key, c] * p[key, row]. p:
+// [kBlockKeys, kDecodeRows]; acc: [kDecodeRows, head_size_v]. Values are converted in registers.
+template <DType kDType>
+HWY_NOINLINE void accumulate_rows(const float* HWY_RESTRICT p, const BlockRows& rows, Fetch& next,
+                                  std::int64_t head_size_v, const float* HWY_RESTRICT keep,
+                                  float* HWY_RESTRICT acc) {
+  Fetch fetch = next;
+  for (std::int64_t c = 0; c < head_size_v; c += 2 * kLanes) {
+    for (std::int64_t row = 0; row < kDecodeRows; row += kSummedRows) {
+      float* HWY_RESTRICT to = acc + row * head_size_v;
+      if (head_size_v - c > kLanes) {
+        accumulate_row_block<kDType, 2>(p + row, rows, fetch, c, head_size_v, keep + row, to);
+      } else {
+        accumulate_row_block<kDType, 1>(p + row, rows, fetch, c, head_size_v, keep + row, to);
+      }
+    }
+  }
+  next = fetch;
+}
+
+#endif
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace diffkv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
