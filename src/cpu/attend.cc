@@ -122,7 +122,7 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
   auto* fn = run_piece_of<Fp32Products, Fp32DecodeProducts, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
   if (call.bf16_dot) {
-    fn = bf16_dot_is_fast() ? bf16_piece_runner<Bf16Products<false>, Bf16Products<false>>(call)
+    fn = bf16_dot_is_fast() ? bf16_piece_runner<Bf16Products<false>, Bf16RowProducts>(call)
                             : bf16_piece_runner<Fp32Products, Fp32DecodeProducts>(call);
   }
 #ifdef DIFFKV_HAS_AMX

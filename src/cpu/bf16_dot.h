@@ -7,6 +7,8 @@
 // adds at most 2^-9 of relative error to a weight.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -67,6 +69,21 @@ void bf16_scores(std::int64_t width, const std::uint32_t* query, const std::byte
 void bf16_keys(DType stored, const std::byte* const* rows, std::int64_t num_keys, std::int64_t n,
                std::uint16_t* keys);
 
+// Where converted keys are, as many pointers as a block has keys: past the last one it again.
+class Bf16Keys {
+ public:
+  Bf16Keys(const std::uint16_t* keys, std::int64_t num_keys, std::int64_t n) {
+    for (std::int64_t k = 0; k < kBlockKeys; ++k) {
+      rows_[static_cast<std::size_t>(k)] =
+          reinterpret_cast<const std::byte*>(keys + std::min(k, num_keys - 1) * n);
+    }
+  }
+  const std::byte* const* data() const { return rows_.data(); }
+
+ private:
+  std::array<const std::byte*, kBlockKeys> rows_;
+};
+
 // pairs[key / 2, c] = (value[key, c], value[key + 1, c]); an odd last key is paired with zero.
 // Returns whether every value is finite.
 bool bf16_values(DType stored, const std::byte* const* rows, std::int64_t num_keys,
@@ -83,6 +100,27 @@ void bf16_weights(std::int64_t width, const float* p, std::int64_t num_keys, std
 void bf16_accumulate(std::int64_t width, const std::uint32_t* weights, const std::uint32_t* values,
                      Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
                      const float* keep, float* acc);
+
+// Tiles of up to kDecodeRows rows: rows of sums, as in rows-inl.h.
+
+// scores[key, row] = scale * sum over d of query[row, d] * key[key, d], for num_keys rounded up to
+// 4. query: bf16 [kDecodeRows, padded_to_unit(head_size_qk)], zeros past the end; keys: rows of
+// head_size_qk bf16; scores: [kBlockKeys, kDecodeRows]. The next rows are fetched on the way.
+void bf16_scores_of_rows(const std::uint16_t* query, const std::byte* const* keys, Fetch& fetch,
+                         std::int64_t num_keys, std::int64_t head_size_qk, float scale,
+                         float* scores);
+
+// acc[row, c] = acc[row, c] * keep[row] + sum over keys of value[key, c] * weight[key, row].
+// weights: by bf16_weights, of kDecodeRows rows; values: rows of head_size_v bf16, kBlockKeys
+// pointers; acc: [kDecodeRows, head_size_v].
+void bf16_accumulate_rows(const std::uint32_t* weights, const std::byte* const* values,
+                          Fetch& fetch, std::int64_t num_keys, std::int64_t head_size_v,
+                          const float* keep, float* acc);
+
+// The same of pairs of values, by bf16_values.
+void bf16_accumulate_pairs(const std::uint32_t* weights, const std::uint32_t* pairs, Fetch& fetch,
+                           std::int64_t num_keys, std::int64_t head_size_v, const float* keep,
+                           float* acc);
 
 // Tiles of up to 1, 2, 4 or 8 rows: the head dimension is in the lanes, keys and values are read
 // where they are, as in narrow-inl.h.

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/bf16_dot.h"
 #include "cpu/codec-inl.h"
@@ -93,6 +94,81 @@ class Fp32RowProducts {
   }
 
  private:
+  const AttendArgs& args_;
+  const WideBlock& own_;
+};
+
+// Of pairs of bf16, with bf16 queries over bf16 or fp8 caches. bf16 keys and values are read in
+// place, the latter paired in registers.
+class Bf16RowProducts {
+ public:
+  static constexpr bool kSumsByRow = true;
+  static constexpr bool kQueriesByRow = true;
+
+  Bf16RowProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
+      : args_(args), own_(own) {}
+
+  std::int64_t query_words() const { return padded_to_unit(args_.cache.head_size_qk) / 2; }
+
+  void load_query(std::int64_t /*row*/, const std::byte* query, float /*scale*/, float* to) const {
+    const std::int64_t words = args_.cache.head_size_qk / 2;
+    std::memcpy(to, query, static_cast<std::size_t>(4 * words));
+    std::fill(to + words, to + query_words(), 0.0F);
+  }
+
+  void load(const BlockRows& /*rows*/) const {}
+
+  template <int kVectors>
+  void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
+    const KvCacheView& cache = args_.cache;
+    const std::int64_t n = cache.head_size_qk;
+    const auto* query = reinterpret_cast<const std::uint16_t*>(group.query);
+    if (cache.key.dtype == DType::kBF16) {
+      bf16_scores_of_rows(query, rows.key.data(), fetch, rows.count(), n, scale, group.scores);
+      return;
+    }
+    auto* keys = reinterpret_cast<std::uint16_t*>(own_.keys);
+    bf16_keys(cache.key.dtype, rows.key.data(), rows.count(), n, keys);
+    const Bf16Keys converted(keys, rows.count(), n);
+    bf16_scores_of_rows(query, converted.data(), fetch, rows.count(), n, scale, group.scores);
+  }
+
+  template <int kVectors>
+  bool accumulate(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                  bool all_seen) const {
+    const KvCacheView& cache = args_.cache;
+    const std::int64_t n = cache.head_size_v;
+    if (!all_seen || cache.value.dtype != DType::kBF16) {
+      const bool finite =
+          bf16_values(cache.value.dtype, rows.value.data(), rows.count(), n, values());
+      if (!all_seen && !finite) return false;
+    }
+    bf16_weights(kDecodeRows, group.scores, rows.count(), own_.weights);
+    if (cache.value.dtype == DType::kBF16) {
+      bf16_accumulate_rows(own_.weights, rows.value.data(), fetch, rows.count(), n, own_.keep,
+                           group.acc);
+    } else {
+      bf16_accumulate_pairs(own_.weights, values(), fetch, rows.count(), n, own_.keep, group.acc);
+    }
+    return true;
+  }
+
+  // As of Fp32RowProducts, from the pairs that accumulate() left.
+  template <int kVectors>
+  void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
+                         std::int64_t count) const {
+    const KvCacheView& cache = args_.cache;
+    const std::int64_t n = cache.head_size_v;
+    bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()), (rows.count() + 1) / 2 * 2 * n);
+    bf16_weights(kDecodeRows, group.scores, rows.count(), own_.weights);
+    bf16_accumulate_pairs(own_.weights, values(), fetch, rows.count(), n, own_.keep, group.acc);
+    add_nonfinite(rows, cache.value.dtype, n, count, group.scores, kDecodeRows, /*p_row=*/1,
+                  group.acc, /*acc_column=*/1, /*acc_row=*/n);
+  }
+
+ private:
+  std::uint32_t* values() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
+
   const AttendArgs& args_;
   const WideBlock& own_;
 };

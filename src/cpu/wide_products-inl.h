@@ -195,18 +195,11 @@ class Bf16Products {
 
   template <int kVectors>
   void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
-    const std::byte* const* key = rows.key.data();
-    std::array<const std::byte*, kBlockKeys> converted;
-    if (args_.cache.key.dtype != DType::kBF16) {
-      for (std::int64_t k = 0; k < kBlockKeys; ++k) {
-        const std::int64_t there = std::min(k, rows.count() - 1);
-        converted[static_cast<std::size_t>(k)] =
-            reinterpret_cast<const std::byte*>(keys() + there * args_.cache.head_size_qk);
-      }
-      key = converted.data();
-    }
-    const auto* query = reinterpret_cast<const std::uint32_t*>(group.query);
     const std::int64_t head_size = args_.cache.head_size_qk;
+    const Bf16Keys converted(keys(), rows.count(), head_size);
+    const std::byte* const* key =
+        args_.cache.key.dtype == DType::kBF16 ? rows.key.data() : converted.data();
+    const auto* query = reinterpret_cast<const std::uint32_t*>(group.query);
     if constexpr (kAmx) {
       amx_scores(kVectors * kLanes, query, key, keys() + kBlockKeys * head_size, fetch,
                  rows.count(), head_size, scale, group.scores);

@@ -106,8 +106,8 @@ struct Dense {
 };
 
 constexpr std::pair<DType, std::int64_t> kDTypesAndHeads[] = {
-    {DType::kF32, 1},  {DType::kF32, 5},   {DType::kF32, 8}, {DType::kF32, 12},
-    {DType::kBF16, 1}, {DType::kBF16, 12}, {DType::kF16, 1}, {DType::kF16, 12}};
+    {DType::kF32, 1},  {DType::kF32, 5},   {DType::kF32, 8}, {DType::kF32, 12}, {DType::kBF16, 1},
+    {DType::kBF16, 5}, {DType::kBF16, 12}, {DType::kF16, 1}, {DType::kF16, 5},  {DType::kF16, 12}};
 
 class CpuTest : public testing::TestWithParam<std::tuple<std::string, Sizes>> {
  protected:
@@ -195,29 +195,33 @@ TEST_P(CpuTest, LongSumsOfManyRows) {
   }
 }
 
-// Zero keys give equal weights, so a row's output is the mean of what it sees: 1.
+// Zero keys give equal weights, so a row's output is the mean of what it sees: 1. Tiles of many
+// tokens, and of three: of 5 heads these are a decode tile.
 TEST_P(CpuTest, WhatHiddenSlotsHoldChangesNoBit) {
   for (const auto& [dtype, heads] : kDTypesAndHeads) {
-    Dense clean(sizes(), 40, 200, heads);
-    clean.use(dtype);
-    clean.plan_key.mask.window = 50;
-    for (std::size_t i = 0; i < clean.value.size(); ++i) {
-      clean.value[i] = 1.0F + 0.37F * static_cast<float>(i % 11);
-    }
-    Dense poisoned = clean;
-    // Row i sees keys from 111 + i on: those below 150 are hidden from some row, seen by others.
-    for (std::int64_t c = 0; c < sizes().v; ++c) {
-      poisoned.value[static_cast<std::size_t>(120 * sizes().v + c)] = std::nanf("");
-    }
-    clean.run();
-    poisoned.run();
-    for (std::int64_t i = 0; i < 40; ++i) {
-      for (std::int64_t at = i * heads * sizes().v; at < (i + 1) * heads * sizes().v; ++at) {
-        const auto n = static_cast<std::size_t>(at);
-        if (111 + i > 120) {
-          EXPECT_EQ(std::memcmp(&clean.output[n], &poisoned.output[n], sizeof(float)), 0) << i;
-        } else {
-          EXPECT_TRUE(std::isnan(poisoned.output[n])) << i;
+    for (std::int64_t query_len : {3, 40}) {
+      Dense clean(sizes(), query_len, 200, heads);
+      clean.use(dtype);
+      clean.plan_key.mask.window = 50;
+      for (std::size_t i = 0; i < clean.value.size(); ++i) {
+        clean.value[i] = 1.0F + 0.37F * static_cast<float>(i % 11);
+      }
+      Dense poisoned = clean;
+      // Row i sees keys from 151 - query_len + i on: this one is seen by the first two.
+      const std::int64_t hidden = 151 - query_len + 1;
+      for (std::int64_t c = 0; c < sizes().v; ++c) {
+        poisoned.value[static_cast<std::size_t>(hidden * sizes().v + c)] = std::nanf("");
+      }
+      clean.run();
+      poisoned.run();
+      for (std::int64_t i = 0; i < query_len; ++i) {
+        for (std::int64_t at = i * heads * sizes().v; at < (i + 1) * heads * sizes().v; ++at) {
+          const auto n = static_cast<std::size_t>(at);
+          if (i > 1) {
+            EXPECT_EQ(std::memcmp(&clean.output[n], &poisoned.output[n], sizeof(float)), 0) << i;
+          } else {
+            EXPECT_TRUE(std::isnan(poisoned.output[n])) << i;
+          }
         }
       }
     }
@@ -246,7 +250,7 @@ TEST_P(CpuTest, NanBehindAScoreOfMinusInfinity) {
 TEST_P(CpuTest, InfiniteQueriesAndValues) {
   for (const auto& [dtype, heads] : kDTypesAndHeads) {
     for (std::int64_t query_len : {1, 3, 30}) {
-      Dense clean(sizes(), query_len, 100, heads);
+      Dense clean(sizes(), query_len, 101, heads);
       clean.use(dtype);
       clean.plan_key.mask.causal = false;
       for (std::size_t i = 0; i < clean.key.size(); ++i) {
@@ -261,8 +265,10 @@ TEST_P(CpuTest, InfiniteQueriesAndValues) {
         blind[row] = true;
         dense.query[row * static_cast<std::size_t>(sizes().qk)] = -kInf;
       }
-      for (std::int64_t c = 1; c < sizes().v; c += 2) {
-        dense.value[static_cast<std::size_t>(70 * sizes().v + c)] = kInf;
+      for (std::int64_t key : {70, 100}) {
+        for (std::int64_t c = 1; c < sizes().v; c += 2) {
+          dense.value[static_cast<std::size_t>(key * sizes().v + c)] = kInf;
+        }
       }
       clean.run();
       dense.run();

@@ -1,0 +1,198 @@
+// Decode tiles of up to 16 rows: the head dimension in the lanes, by blocks of rows, as in
+// rows-inl.h.
+#include "cpu/bf16_dot.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include "cpu/bf16_vectors.h"
+
+namespace diffkv::cpu {
+namespace {
+
+// Scores of kKeys keys x kScoredRows rows are 16 sums; so are kSummedRows rows x 32 columns.
+constexpr int kKeys = 4;
+constexpr int kScoredRows = 4;
+constexpr int kSummedRows = 8;
+constexpr std::int64_t kPairsPerFetch = 4;
+
+// Block j of 128 bits holds the sums of the lanes of sum[i][j] for the four i.
+DIFFKV_BF16_DOT inline __m512 sum_lanes(const __m512 (&sum)[kScoredRows][kKeys]) {
+  constexpr int kLower = 0x44;  // the lower halves of both
+  constexpr int kUpper = 0xee;
+  constexpr int kEven = 0x88;  // blocks 0 and 2 of both
+  constexpr int kOdd = 0xdd;
+  __m512 quarter[kScoredRows];
+#pragma GCC unroll 4
+  for (int i = 0; i < kScoredRows; ++i) {
+    const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(sum[i][0], sum[i][1], kLower),
+                                   _mm512_shuffle_f32x4(sum[i][0], sum[i][1], kUpper));
+    const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(sum[i][2], sum[i][3], kLower),
+                                   _mm512_shuffle_f32x4(sum[i][2], sum[i][3], kUpper));
+    quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, kEven), _mm512_shuffle_f32x4(a, b, kOdd));
+  }
+  const __m512 even = _mm512_add_ps(_mm512_unpacklo_ps(quarter[0], quarter[2]),
+                                    _mm512_unpackhi_ps(quarter[0], quarter[2]));
+  const __m512 odd = _mm512_add_ps(_mm512_unpacklo_ps(quarter[1], quarter[3]),
+                                   _mm512_unpackhi_ps(quarter[1], quarter[3]));
+  return _mm512_add_ps(_mm512_unpacklo_ps(even, odd), _mm512_unpackhi_ps(even, odd));
+}
+
+// Adds the products of elements i to i + 31, of which the mask says which there are.
+DIFFKV_BF16_DOT inline void add_products(const std::uint16_t* query, std::int64_t padded,
+                                         const std::byte* const* key, std::int64_t i,
+                                         __mmask32 there, __m512 (&sum)[kScoredRows][kKeys]) {
+  __m512i x[kKeys];
+#pragma GCC unroll 4
+  for (int j = 0; j < kKeys; ++j) x[j] = _mm512_maskz_loadu_epi16(there, key[j] + 2 * i);
+#pragma GCC unroll 4
+  for (std::int64_t r = 0; r < kScoredRows; ++r) {
+    const __m512i q = _mm512_loadu_si512(query + r * padded + i);
+#pragma GCC unroll 4
+    for (int j = 0; j < kKeys; ++j) sum[r][j] = dot_pairs(sum[r][j], q, x[j]);
+  }
+}
+
+// Reads pairs of values of 32 columns.
+class PairedValues {
+ public:
+  PairedValues(const std::uint32_t* pairs, std::int64_t head_size_v)
+      : pairs_(pairs), head_size_v_(head_size_v) {}
+
+  DIFFKV_BF16_DOT void load(std::int64_t pair, std::int64_t c, __mmask32 columns, __m512i& first,
+                            __m512i& second) const {
+    const std::uint32_t* from = pairs_ + pair * head_size_v_ + c;
+    first = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(columns), from);
+    second = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(columns >> 16), from + 16);
+  }
+
+ private:
+  const std::uint32_t* pairs_;
+  std::int64_t head_size_v_;
+};
+
+// The same of bf16 rows; an odd last key is paired with zeros.
+class ValueRows {
+ public:
+  DIFFKV_BF16_DOT ValueRows(const std::byte* const* rows, std::int64_t num_keys)
+      : rows_(rows),
+        num_keys_(num_keys),
+        first_(pair_indices(0, 32)),
+        second_(pair_indices(16, 32)) {}
+
+  DIFFKV_BF16_DOT void load(std::int64_t pair, std::int64_t c, __mmask32 columns, __m512i& first,
+                            __m512i& second) const {
+    const __m512i a = _mm512_maskz_loadu_epi16(columns, rows_[2 * pair] + 2 * c);
+    const __mmask32 of_second = 2 * pair + 1 < num_keys_ ? columns : 0;
+    const __m512i b = _mm512_maskz_loadu_epi16(of_second, rows_[2 * pair + 1] + 2 * c);
+    first = _mm512_permutex2var_epi16(a, first_, b);
+    second = _mm512_permutex2var_epi16(a, second_, b);
+  }
+
+ private:
+  const std::byte* const* rows_;
+  std::int64_t num_keys_;
+  __m512i first_;
+  __m512i second_;
+};
+
+// Columns c to c + 31, or fewer where these are the last, of kSummedRows rows.
+template <class Values>
+DIFFKV_BF16_DOT inline void accumulate_block(const std::uint32_t* weights, const Values& values,
+                                             Fetch& fetch, std::int64_t num_pairs, std::int64_t c,
+                                             std::int64_t head_size_v, const float* keep,
+                                             float* acc) {
+  const auto columns = first_lanes<__mmask32>(head_size_v - c);
+  const __mmask16 there[2] = {static_cast<__mmask16>(columns),
+                              static_cast<__mmask16>(columns >> 16)};
+  __m512 sum[kSummedRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kSummedRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  for (std::int64_t pair = 0; pair < num_pairs; ++pair, weights += kDecodeRows) {
+    if (pair % kPairsPerFetch == 0) fetch.units(kPairsPerFetch);
+    __m512i first;
+    __m512i second;
+    values.load(pair, c, columns, first, second);
+#pragma GCC unroll 8
+    for (int r = 0; r < kSummedRows; ++r) {
+      const __m512i weight = all_lanes(weights + r);
+      sum[r][0] = dot_pairs(sum[r][0], first, weight);
+      sum[r][1] = dot_pairs(sum[r][1], second, weight);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kSummedRows; ++r) {
+    const __m512 factor = _mm512_set1_ps(keep[r]);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      float* at = acc + r * head_size_v + c + std::int64_t{16} * v;
+      _mm512_mask_storeu_ps(
+          at, there[v], _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there[v], at), factor, sum[r][v]));
+    }
+  }
+}
+
+template <class Values>
+DIFFKV_BF16_DOT void accumulate(const std::uint32_t* weights, const Values& values, Fetch& next,
+                                std::int64_t num_keys, std::int64_t head_size_v, const float* keep,
+                                float* acc) {
+  Fetch fetch = next;
+  for (std::int64_t c = 0; c < head_size_v; c += 32) {
+    for (std::int64_t row = 0; row < kDecodeRows; row += kSummedRows) {
+      accumulate_block(weights + row, values, fetch, (num_keys + 1) / 2, c, head_size_v, keep + row,
+                       acc + row * head_size_v);
+    }
+  }
+  next = fetch;
+}
+
+}  // namespace
+
+DIFFKV_BF16_DOT void bf16_scores_of_rows(const std::uint16_t* query, const std::byte* const* keys,
+                                         Fetch& next, std::int64_t num_keys,
+                                         std::int64_t head_size_qk, float scale, float* scores) {
+  const std::int64_t padded = padded_to_unit(head_size_qk);
+  const std::int64_t whole = head_size_qk / 32 * 32;
+  const auto rest = first_lanes<__mmask32>(head_size_qk - whole);
+  Fetch fetch = next;
+  for (std::int64_t k = 0; k < num_keys; k += kKeys) {
+    for (std::int64_t row = 0; row < kDecodeRows; row += kScoredRows) {
+      fetch.units(padded / Fetch::kUnit);
+      __m512 sum[kScoredRows][kKeys];
+#pragma GCC unroll 4
+      for (int r = 0; r < kScoredRows; ++r) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kKeys; ++j) sum[r][j] = _mm512_setzero_ps();
+      }
+      const std::uint16_t* from = query + row * padded;
+      for (std::int64_t i = 0; i < whole; i += 32) {
+        add_products(from, padded, keys + k, i, ~__mmask32{0}, sum);
+      }
+      if (whole < head_size_qk) add_products(from, padded, keys + k, whole, rest, sum);
+      const __m512 scaled = _mm512_mul_ps(sum_lanes(sum), _mm512_set1_ps(scale));
+      float* to = scores + k * kDecodeRows + row;
+      _mm_storeu_ps(to, _mm512_castps512_ps128(scaled));
+      _mm_storeu_ps(to + kDecodeRows, _mm512_extractf32x4_ps(scaled, 1));
+      _mm_storeu_ps(to + 2 * kDecodeRows, _mm512_extractf32x4_ps(scaled, 2));
+      _mm_storeu_ps(to + 3 * kDecodeRows, _mm512_extractf32x4_ps(scaled, 3));
+    }
+  }
+  next = fetch;
+}
+
+DIFFKV_BF16_DOT void bf16_accumulate_rows(const std::uint32_t* weights,
+                                          const std::byte* const* values, Fetch& fetch,
+                                          std::int64_t num_keys, std::int64_t head_size_v,
+                                          const float* keep, float* acc) {
+  accumulate(weights, ValueRows(values, num_keys), fetch, num_keys, head_size_v, keep, acc);
+}
+
+DIFFKV_BF16_DOT void bf16_accumulate_pairs(const std::uint32_t* weights, const std::uint32_t* pairs,
+                                           Fetch& fetch, std::int64_t num_keys,
+                                           std::int64_t head_size_v, const float* keep,
+                                           float* acc) {
+  accumulate(weights, PairedValues(pairs, head_size_v), fetch, num_keys, head_size_v, keep, acc);
+}
+
+}  // namespace diffkv::cpu
+
+#endif
