@@ -9,38 +9,16 @@
 namespace diffkv::cpu {
 namespace {
 
-// Scores of kKeys keys x kScoredRows rows are 16 sums; so are kSummedRows rows x 32 columns.
+// Scores of kKeys keys x kScoredRows rows, and sums of kSummedRows rows x 32 columns.
 constexpr int kKeys = 4;
-constexpr int kScoredRows = 4;
-constexpr int kSummedRows = 8;
+constexpr int kScoredRows = kSums / kKeys;
+constexpr int kSummedRows = kSums / 2;
 constexpr std::int64_t kPairsPerFetch = 4;
-
-// Block j of 128 bits holds the sums of the lanes of sum[i][j] for the four i.
-DIFFKV_BF16_DOT inline __m512 sum_lanes(const __m512 (&sum)[kScoredRows][kKeys]) {
-  constexpr int kLower = 0x44;  // the lower halves of both
-  constexpr int kUpper = 0xee;
-  constexpr int kEven = 0x88;  // blocks 0 and 2 of both
-  constexpr int kOdd = 0xdd;
-  __m512 quarter[kScoredRows];
-#pragma GCC unroll 4
-  for (int i = 0; i < kScoredRows; ++i) {
-    const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(sum[i][0], sum[i][1], kLower),
-                                   _mm512_shuffle_f32x4(sum[i][0], sum[i][1], kUpper));
-    const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(sum[i][2], sum[i][3], kLower),
-                                   _mm512_shuffle_f32x4(sum[i][2], sum[i][3], kUpper));
-    quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, kEven), _mm512_shuffle_f32x4(a, b, kOdd));
-  }
-  const __m512 even = _mm512_add_ps(_mm512_unpacklo_ps(quarter[0], quarter[2]),
-                                    _mm512_unpackhi_ps(quarter[0], quarter[2]));
-  const __m512 odd = _mm512_add_ps(_mm512_unpacklo_ps(quarter[1], quarter[3]),
-                                   _mm512_unpackhi_ps(quarter[1], quarter[3]));
-  return _mm512_add_ps(_mm512_unpacklo_ps(even, odd), _mm512_unpackhi_ps(even, odd));
-}
 
 // Adds the products of elements i to i + 31, of which the mask says which there are.
 DIFFKV_BF16_DOT inline void add_products(const std::uint16_t* query, std::int64_t padded,
                                          const std::byte* const* key, std::int64_t i,
-                                         __mmask32 there, __m512 (&sum)[kScoredRows][kKeys]) {
+                                         __mmask32 there, __m512 (&sum)[kSums]) {
   __m512i x[kKeys];
 #pragma GCC unroll 4
   for (int j = 0; j < kKeys; ++j) x[j] = _mm512_maskz_loadu_epi16(there, key[j] + 2 * i);
@@ -48,7 +26,10 @@ DIFFKV_BF16_DOT inline void add_products(const std::uint16_t* query, std::int64_
   for (std::int64_t r = 0; r < kScoredRows; ++r) {
     const __m512i q = _mm512_loadu_si512(query + r * padded + i);
 #pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) sum[r][j] = dot_pairs(sum[r][j], q, x[j]);
+    for (int j = 0; j < kKeys; ++j) {
+      __m512& scores = sum[j * kScoredRows + r];
+      scores = dot_pairs(scores, q, x[j]);
+    }
   }
 }
 
@@ -157,18 +138,15 @@ DIFFKV_BF16_DOT void bf16_scores_of_rows(const std::uint16_t* query, const std::
   for (std::int64_t k = 0; k < num_keys; k += kKeys) {
     for (std::int64_t row = 0; row < kDecodeRows; row += kScoredRows) {
       fetch.units(padded / Fetch::kUnit);
-      __m512 sum[kScoredRows][kKeys];
-#pragma GCC unroll 4
-      for (int r = 0; r < kScoredRows; ++r) {
-#pragma GCC unroll 4
-        for (int j = 0; j < kKeys; ++j) sum[r][j] = _mm512_setzero_ps();
-      }
+      __m512 sum[kSums];
+#pragma GCC unroll 16
+      for (__m512& each : sum) each = _mm512_setzero_ps();
       const std::uint16_t* from = query + row * padded;
       for (std::int64_t i = 0; i < whole; i += 32) {
         add_products(from, padded, keys + k, i, ~__mmask32{0}, sum);
       }
       if (whole < head_size_qk) add_products(from, padded, keys + k, whole, rest, sum);
-      const __m512 scaled = _mm512_mul_ps(sum_lanes(sum), _mm512_set1_ps(scale));
+      const __m512 scaled = _mm512_mul_ps(sum_each(sum), _mm512_set1_ps(scale));
       float* to = scores + k * kDecodeRows + row;
       _mm_storeu_ps(to, _mm512_castps512_ps128(scaled));
       _mm_storeu_ps(to + kDecodeRows, _mm512_extractf32x4_ps(scaled, 1));

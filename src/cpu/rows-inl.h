@@ -3,14 +3,19 @@
 // as in narrow-inl.h, and a block of rows multiplies some keys, or columns, at a time: half a load
 // a product.
 //
-// Seen on Zen 5, 8 x 4096 by two threads: fp16 4.0 ms instead of 4.6, fp32 4.5 to 4.8 instead of
-// 5.5 to 5.8. In loops on data in the second-level cache, ns a key and KV head before and after:
-// scores 31 and 27, sums 20 and 15.5; on a Xeon 45 and 50, 31 and 31, where with all around it fp16
-// took 8.2 to 11.3 ms instead of 9.6 to 16 by two threads and 1.6 to 2.1 instead of 1.8 to 2.1 by
-// sixteen. Next rows are fetched several lines at a time: one at a time takes 4.4 ms on Zen 5,
-// because where to fetch next leaves the registers to the sums. Tried and not kept on Zen 5: scores
-// of 8 rows x 2 keys, converted in registers (28.5 ns); sums of 4 rows x 64 columns (16), of 16 x
-// 16 (17.5); sums of values that were converted beforehand (18.4).
+// Seen on Zen 5, 8 x 4096 by two threads, pages of 16: fp16 3.9 ms instead of 4.55, fp32 4.5 to 4.8
+// instead of 5.5 to 5.8. In loops on data in the second-level cache, ns a key and KV head before
+// and after: scores 31 and 27, sums 20 and 15.5; on a Xeon 45 and 50, 31 and 31, where with all
+// around it fp16 took 8.2 to 11.3 ms instead of 9.6 to 16 by two threads and 1.6 to 2.1 instead
+// of 1.8 to 2.1 by sixteen. Next rows are fetched many lines at a time: where to fetch next takes
+// registers from the sums, so that a line at a time is 10 % slower, and 2 or 4 lines of values
+// instead of 8 8 and 2 %.
+//
+// Tried and not kept on Zen 5: keys converted while they are multiplied with the first rows (4.2 ms
+// instead of 3.65), 16 keys at a time (4.6), lines brought on into the first level four keys ahead
+// (0 to 1 % faster); in the loops alone, scores of 8 rows x 2 keys converted in registers (28.5
+// ns), sums of 4 rows x 64 columns (16), of 16 x 16 (17.5), and of values converted beforehand
+// (18.4).
 
 // Per-target include guard.
 #if defined(DIFFKV_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -41,7 +46,7 @@ inline constexpr int kRowsKeys = 4;
 inline constexpr int kScoredRows = kNarrowAccs / kRowsKeys;
 inline constexpr int kSummedRows = 8;
 // Of two vectors of columns of all rows.
-inline constexpr std::int64_t kUnitsPerFetch = 4;
+inline constexpr std::int64_t kUnitsPerFetch = 8;
 inline constexpr std::int64_t kKeysPerFetch =
     kUnitsPerFetch * (kDecodeRows / kSummedRows) * Fetch::kUnit / (2 * kLanes);
 
