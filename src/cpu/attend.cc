@@ -98,8 +98,6 @@ void run_piece_of(const AttendCall& call, const plan::Piece& piece, const plan::
 }
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-using Fp32DecodeProducts = Fp32RowProducts;
-
 // Where pairs of bf16 are slow.
 template <int kRows>
 using NarrowMixedProducts =
@@ -113,24 +111,23 @@ auto* bf16_piece_runner(const AttendCall& call) {
              ? run_piece_of<Prefill, Decode, NarrowBf16Products>
              : run_piece_of<Prefill, Decode, NarrowMixedProducts>;
 }
-#else
-using Fp32DecodeProducts = Fp32Products;
 #endif
 
 void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t worker,
                std::byte* scratch) {
-  auto* fn = run_piece_of<Fp32Products, Fp32DecodeProducts, NarrowFp32Products>;
+  auto* fn = run_piece_of<Fp32Products, Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  if (row_blocks_are_fast()) fn = run_piece_of<Fp32Products, Fp32RowProducts, NarrowFp32Products>;
   if (call.bf16_dot) {
     fn = bf16_dot_is_fast() ? bf16_piece_runner<Bf16Products<false>, Bf16RowProducts>(call)
-                            : bf16_piece_runner<Fp32Products, Fp32DecodeProducts>(call);
+                            : bf16_piece_runner<Fp32Products, Fp32Products>(call);
   }
 #ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;
   if (call.amx) {
     registers.emplace();
     fn = call.bf16_dot ? bf16_piece_runner<Bf16Products<true>, Bf16Products<true>>(call)
-                       : run_piece_of<SplitProducts, Fp32DecodeProducts, NarrowFp32Products>;
+                       : run_piece_of<SplitProducts, Fp32Products, NarrowFp32Products>;
   }
 #endif
 #endif

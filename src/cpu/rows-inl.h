@@ -1,15 +1,13 @@
-// Products in fp32 of a tile of up to 16 rows with AVX-512. Rows would be one vector of lanes, and
-// every product would read an operand from memory (wide-inl.h); so the head dimension is the lanes,
-// as in narrow-inl.h, and a block of rows multiplies some keys, or columns, at a time: half a load
-// a product.
+// Products in fp32 of a tile of up to 16 rows with AVX-512, where row_blocks_are_fast(). Rows would
+// be one vector of lanes, and every product would read an operand from memory (wide-inl.h); so the
+// head dimension is the lanes, as in narrow-inl.h, and a block of rows multiplies some keys, or
+// columns, at a time: half a load a product.
 //
 // Seen on Zen 5, 8 x 4096 by two threads, pages of 16: fp16 3.9 ms instead of 4.55, fp32 4.5 to 4.8
 // instead of 5.5 to 5.8. In loops on data in the second-level cache, ns a key and KV head before
-// and after: scores 31 and 27, sums 20 and 15.5; on a Xeon 45 and 50, 31 and 31, where with all
-// around it fp16 took 8.2 to 11.3 ms instead of 9.6 to 16 by two threads and 1.6 to 2.1 instead
-// of 1.8 to 2.1 by sixteen. Next rows are fetched many lines at a time: where to fetch next takes
-// registers from the sums, so that a line at a time is 10 % slower, and 2 or 4 lines of values
-// instead of 8 8 and 2 %.
+// and after: scores 31 and 27, sums 20 and 15.5; on a Xeon 45 and 50, 31 and 31. Next rows are
+// fetched many lines at a time: where to fetch next takes registers from the sums, so that a line
+// at a time is 10 % slower, and 2 or 4 lines of values instead of 8 are 8 and 2 %.
 //
 // Tried and not kept on Zen 5: keys converted while they are multiplied with the first rows (4.2 ms
 // instead of 3.65), 16 keys at a time (4.6), lines brought on into the first level four keys ahead
