@@ -26,7 +26,7 @@ DIFFKV_BF16_DOT inline void add_products(const std::uint16_t* query, std::int64_
   for (std::int64_t r = 0; r < kScoredRows; ++r) {
     const __m512i q = _mm512_loadu_si512(query + r * padded + i);
 #pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) {
+    for (std::int64_t j = 0; j < kKeys; ++j) {
       __m512& scores = sum[j * kScoredRows + r];
       scores = dot_pairs(scores, q, x[j]);
     }
@@ -87,7 +87,7 @@ DIFFKV_BF16_DOT inline void accumulate_block(const std::uint32_t* weights, const
                               static_cast<__mmask16>(columns >> 16)};
   __m512 sum[kSummedRows][2];
 #pragma GCC unroll 8
-  for (int r = 0; r < kSummedRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  for (auto& row : sum) row[0] = row[1] = _mm512_setzero_ps();
   for (std::int64_t pair = 0; pair < num_pairs; ++pair, weights += kDecodeRows) {
     if (pair % kPairsPerFetch == 0) fetch.units(kPairsPerFetch);
     __m512i first;
@@ -150,8 +150,8 @@ DIFFKV_BF16_DOT void bf16_scores_of_rows(const std::uint16_t* query, const std::
       float* to = scores + k * kDecodeRows + row;
       _mm_storeu_ps(to, _mm512_castps512_ps128(scaled));
       _mm_storeu_ps(to + kDecodeRows, _mm512_extractf32x4_ps(scaled, 1));
-      _mm_storeu_ps(to + 2 * kDecodeRows, _mm512_extractf32x4_ps(scaled, 2));
-      _mm_storeu_ps(to + 3 * kDecodeRows, _mm512_extractf32x4_ps(scaled, 3));
+      _mm_storeu_ps(to + std::int64_t{2} * kDecodeRows, _mm512_extractf32x4_ps(scaled, 2));
+      _mm_storeu_ps(to + std::int64_t{3} * kDecodeRows, _mm512_extractf32x4_ps(scaled, 3));
     }
   }
   next = fetch;
