@@ -117,10 +117,12 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
                std::byte* scratch) {
   auto* fn = run_piece_of<Fp32Products, Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  if (row_blocks_are_fast()) fn = run_piece_of<Fp32Products, Fp32RowProducts, NarrowFp32Products>;
+  if (call.row_blocks) fn = run_piece_of<Fp32Products, Fp32RowProducts, NarrowFp32Products>;
   if (call.bf16_dot) {
-    fn = bf16_dot_is_fast() ? bf16_piece_runner<Bf16Products<false>, Bf16RowProducts>(call)
-                            : bf16_piece_runner<Fp32Products, Fp32Products>(call);
+    using Pairs = Bf16Products<false>;
+    fn = !bf16_dot_is_fast() ? bf16_piece_runner<Fp32Products, Fp32Products>(call)
+         : call.row_blocks   ? bf16_piece_runner<Pairs, Bf16RowProducts>(call)
+                             : bf16_piece_runner<Pairs, Pairs>(call);
   }
 #ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;

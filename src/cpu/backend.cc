@@ -218,9 +218,12 @@ class CpuBackend final : public Backend {
                              const Plan& plan, std::int32_t parts, Fn&& fn) {
     const ScheduleLimits& limits = plan.limits();
     const PlanKey& key = plan.key();
-    const AttendCall call{&params, &args,
+    const AttendCall call{&params,
+                          &args,
                           plan::schedule_view(key, limits, plan.tables(), args.batch),
-                          multiplies_bf16(key), multiplies_by_amx(key)};
+                          multiplies_bf16(key),
+                          uses_row_blocks(),
+                          multiplies_by_amx(key)};
     std::int32_t shares = 0;
     for (std::int32_t c = 0; c < limits.num_classes; ++c) shares += limits.classes[c].workers;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(limits.threads)

@@ -17,16 +17,10 @@ bool bf16_dot_is_fast() {
   return is_fast;
 }
 
-bool row_blocks_are_fast() {
-  static const bool are_fast = __builtin_cpu_is("intel") == 0;
-  return are_fast;
-}
-
 #else  // no such instruction, or no compiler that is known to have it
 
 bool bf16_dot_available() { return false; }
 bool bf16_dot_is_fast() { return false; }
-bool row_blocks_are_fast() { return false; }
 
 #endif
 

@@ -29,12 +29,6 @@ bool bf16_dot_available();
 // faster to bf16. AMD's multiply twice as fast: decode of 1 x 32768 4.7 ms and 8.3.
 bool bf16_dot_is_fast();
 
-// Whether decode tiles of up to 16 rows are multiplied faster by blocks of rows (rows-inl.h), in
-// fp32 too. Intel's processors add and permute lanes in the units that multiply: on a Xeon of 2023
-// by two threads 1 x 32768 of fp16 took 9.1 to 10.6 and 7.6 to 8.7 ms in blocks of rows and 6.9
-// to 7.6 and 7.0 to 8.1 with rows in the lanes.
-bool row_blocks_are_fast();
-
 // Whether keys or values of that dtype can be multiplied this way.
 constexpr bool bf16_dot_reads(DType dtype) {
   return dtype == DType::kBF16 || dtype == DType::kE4M3 || dtype == DType::kE5M2;
@@ -75,18 +69,28 @@ void bf16_scores(std::int64_t width, const std::uint32_t* query, const std::byte
 void bf16_keys(DType stored, const std::byte* const* rows, std::int64_t num_keys, std::int64_t n,
                std::uint16_t* keys);
 
-// Where converted keys are, as many pointers as a block has keys: past the last one it again.
+// Where a block's keys are as bf16: the block's own rows, or, of fp8, `converted`, by bf16_keys. As
+// many pointers as a block has keys: the last one is repeated.
 class Bf16Keys {
  public:
-  Bf16Keys(const std::uint16_t* keys, std::int64_t num_keys, std::int64_t n) {
+  Bf16Keys(const BlockRows& rows, DType stored, const std::uint16_t* converted, std::int64_t n) {
+    if (stored == DType::kBF16) {
+      data_ = rows.key.data();
+      return;
+    }
     for (std::int64_t k = 0; k < kBlockKeys; ++k) {
       rows_[static_cast<std::size_t>(k)] =
-          reinterpret_cast<const std::byte*>(keys + std::min(k, num_keys - 1) * n);
+          reinterpret_cast<const std::byte*>(converted + std::min(k, rows.count() - 1) * n);
     }
+    data_ = rows_.data();
   }
-  const std::byte* const* data() const { return rows_.data(); }
+  Bf16Keys(const Bf16Keys&) = delete;
+  Bf16Keys& operator=(const Bf16Keys&) = delete;
+
+  const std::byte* const* data() const { return data_; }
 
  private:
+  const std::byte* const* data_ = nullptr;
   std::array<const std::byte*, kBlockKeys> rows_;
 };
 

@@ -13,7 +13,11 @@ namespace {
 constexpr int kKeys = 4;
 constexpr int kScoredRows = kSums / kKeys;
 constexpr int kSummedRows = kSums / 2;
+// Two blocks of rows read a pair of keys' 32 columns, which are two units to fetch.
 constexpr std::int64_t kPairsPerFetch = 4;
+static_assert(kDecodeRows == 2 * kSummedRows);
+// Queries are padded so that whole vectors are read.
+static_assert(kFetchUnit % 32 == 0);
 
 // Adds the products of elements i to i + 31, of which the mask says which there are.
 DIFFKV_BF16_DOT inline void add_products(const std::uint16_t* query, std::int64_t padded,

@@ -38,8 +38,9 @@ struct AttendCall {
   const AttentionParams* params = nullptr;
   const AttendArgs* args = nullptr;
   plan::ScheduleView schedule;
-  bool bf16_dot = false;  // pairs of bf16 may be multiplied
-  bool amx = false;       // multiply in the matrix unit where many rows share keys
+  bool bf16_dot = false;    // pairs of bf16 may be multiplied
+  bool row_blocks = false;  // decode tiles are multiplied by blocks of rows, with AVX-512
+  bool amx = false;         // multiply in the matrix unit where many rows share keys
 };
 
 // Bytes of scratch that one thread needs for tiles of `rows` rows of each of `tile_heads` KV heads.

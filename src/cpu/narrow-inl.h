@@ -42,8 +42,8 @@ constexpr std::int64_t padded_to_lanes(std::int64_t n) {
 }
 
 #if HWY_TARGET == HWY_SCALAR
-HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums, std::int64_t stride = 4) {
-  for (int i = 0; i < kNarrowAccs; ++i) sums[i / 4 * stride + i % 4] = hn::GetLane(acc[i]);
+HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
+  for (int i = 0; i < kNarrowAccs; ++i) sums[i] = hn::GetLane(acc[i]);
 }
 #else
 // The sum of all 128-bit blocks of v, stored as 4 floats.

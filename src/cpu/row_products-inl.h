@@ -122,15 +122,13 @@ class Bf16RowProducts {
   void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
     const KvCacheView& cache = args_.cache;
     const std::int64_t n = cache.head_size_qk;
-    const auto* query = reinterpret_cast<const std::uint16_t*>(group.query);
-    if (cache.key.dtype == DType::kBF16) {
-      bf16_scores_of_rows(query, rows.key.data(), fetch, rows.count(), n, scale, group.scores);
-      return;
+    auto* converted = reinterpret_cast<std::uint16_t*>(own_.keys);
+    if (cache.key.dtype != DType::kBF16) {
+      bf16_keys(cache.key.dtype, rows.key.data(), rows.count(), n, converted);
     }
-    auto* keys = reinterpret_cast<std::uint16_t*>(own_.keys);
-    bf16_keys(cache.key.dtype, rows.key.data(), rows.count(), n, keys);
-    const Bf16Keys converted(keys, rows.count(), n);
-    bf16_scores_of_rows(query, converted.data(), fetch, rows.count(), n, scale, group.scores);
+    const Bf16Keys keys(rows, cache.key.dtype, converted, n);
+    bf16_scores_of_rows(reinterpret_cast<const std::uint16_t*>(group.query), keys.data(), fetch,
+                        rows.count(), n, scale, group.scores);
   }
 
   template <int kVectors>

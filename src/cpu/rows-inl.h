@@ -1,4 +1,4 @@
-// Products in fp32 of a tile of up to 16 rows with AVX-512, where row_blocks_are_fast(). Rows would
+// Products in fp32 of a tile of up to 16 rows with AVX-512, where uses_row_blocks(). Rows would
 // be one vector of lanes, and every product would read an operand from memory (wide-inl.h); so the
 // head dimension is the lanes, as in narrow-inl.h, and a block of rows multiplies some keys, or
 // columns, at a time: half a load a product.
@@ -10,10 +10,10 @@
 // at a time is 10 % slower, and 2 or 4 lines of values instead of 8 are 8 and 2 %.
 //
 // Tried and not kept on Zen 5: keys converted while they are multiplied with the first rows (4.2 ms
-// instead of 3.65), 16 keys at a time (4.6), lines brought on into the first level four keys ahead
-// (0 to 1 % faster); in the loops alone, scores of 8 rows x 2 keys converted in registers (28.5
-// ns), sums of 4 rows x 64 columns (16), of 16 x 16 (17.5), and of values converted beforehand
-// (18.4).
+// instead of 3.65 with contiguous keys), 16 keys at a time (4.6), lines brought on into the first
+// level four keys ahead (0 to 1 % faster); in the loops alone, scores of 8 rows x 2 keys converted
+// in registers (28.5 ns), sums of 4 rows x 64 columns (16), of 16 x 16 (17.5), and of values
+// converted beforehand (18.4).
 
 // Per-target include guard.
 #if defined(DIFFKV_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -43,7 +43,8 @@ namespace diffkv::cpu::HWY_NAMESPACE {
 inline constexpr int kRowsKeys = 4;
 inline constexpr int kScoredRows = kNarrowAccs / kRowsKeys;
 inline constexpr int kSummedRows = 8;
-// Of two vectors of columns of all rows.
+static_assert(kFetchUnit % kLanes == 0, "queries are padded so that whole vectors are read");
+// All blocks of rows together fetch a unit for each key and unit of columns.
 inline constexpr std::int64_t kUnitsPerFetch = 8;
 inline constexpr std::int64_t kKeysPerFetch =
     kUnitsPerFetch * (kDecodeRows / kSummedRows) * Fetch::kUnit / (2 * kLanes);

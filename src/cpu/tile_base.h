@@ -172,8 +172,8 @@ constexpr std::int64_t value_at(std::int64_t k, std::int64_t c) {
 
 // A wide tile's memory for the block at hand.
 struct WideBlock {
-  float* keys;    // [kBlockKeys, head_size_qk]; or bf16, twice as many
-  float* values;  // as value_at says; or pairs [kBlockKeys / 2, head_size_v], two parts
+  float* keys;    // [kBlockKeys, head_size_qk], or a few; or bf16, twice as many
+  float* values;  // as value_at says; or [kBlockKeys, head_size_v], or pairs, two parts
   float* scores;  // [kBlockKeys, rows of a group]
   // Pairs of probabilities, [kBlockKeys / 2, rows of a group] or, turned, by rows; two parts.
   std::uint32_t* weights;

@@ -40,7 +40,7 @@ inline constexpr std::int64_t kKeyPadding = 8;
 // One row group's place in a tile's scratch; `width` = vectors * kLanes.
 struct GroupBuffers {
   std::int64_t first_row = 0;    // of the tile
-  const float* query = nullptr;  // [head_size_qk, width], scaled
+  const float* query = nullptr;  // as WideState has it
   float* acc = nullptr;          // [head_size_v, width], or by rows
   float* scores = nullptr;       // [kBlockKeys, width], then probabilities
   float* max = nullptr;          // [width]

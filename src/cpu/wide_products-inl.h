@@ -196,9 +196,8 @@ class Bf16Products {
   template <int kVectors>
   void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
     const std::int64_t head_size = args_.cache.head_size_qk;
-    const Bf16Keys converted(keys(), rows.count(), head_size);
-    const std::byte* const* key =
-        args_.cache.key.dtype == DType::kBF16 ? rows.key.data() : converted.data();
+    const Bf16Keys bf16(rows, args_.cache.key.dtype, keys(), head_size);
+    const std::byte* const* key = bf16.data();
     const auto* query = reinterpret_cast<const std::uint32_t*>(group.query);
     if constexpr (kAmx) {
       amx_scores(kVectors * kLanes, query, key, keys() + kBlockKeys * head_size, fetch,

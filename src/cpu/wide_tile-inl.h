@@ -1,5 +1,5 @@
-// A tile of many rows on its way through its blocks of keys, for the target being compiled: rows in
-// the lanes, products as wide_products-inl.h has them.
+// A tile of many rows on its way through its blocks of keys, for the target being compiled: scores
+// have rows in the lanes; products as wide_products-inl.h and row_products-inl.h have them.
 
 // Per-target include guard.
 #if defined(DIFFKV_CPU_WIDE_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -10,6 +10,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -53,17 +54,20 @@ class WideTile : public TileBase {
   void run_block(const BlockRows& rows, Fetch& fetch) {
     products_.load(rows);
     const bool all_seen = seen_by_all(rows.range);
-    if constexpr (Products::kQueriesByRow) return run_group<1>(rows, 0, fetch, all_seen);
-    for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
-      switch (std::min(width_ - row, kGroupWidth) / kLanes) {
-        case 1:
-          run_group<1>(rows, row, fetch, all_seen);
-          break;
-        case 2:
-          run_group<2>(rows, row, fetch, all_seen);
-          break;
-        default:
-          run_group<kGroupVectors>(rows, row, fetch, all_seen);
+    if constexpr (Products::kQueriesByRow) {
+      run_group<1>(rows, 0, fetch, all_seen);
+    } else {
+      for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
+        switch (std::min(width_ - row, kGroupWidth) / kLanes) {
+          case 1:
+            run_group<1>(rows, row, fetch, all_seen);
+            break;
+          case 2:
+            run_group<2>(rows, row, fetch, all_seen);
+            break;
+          default:
+            run_group<kGroupVectors>(rows, row, fetch, all_seen);
+        }
       }
     }
   }
@@ -118,7 +122,7 @@ class WideTile : public TileBase {
       if constexpr (Products::kSumsByRow) {
         for (std::int64_t r = 0; r < group_width; ++r) {
           for (std::int64_t at = r * head_size; at < (r + 1) * head_size; ++at) {
-            folded[at] = folded[at] * keep[r] + acc[at] * add[r];
+            folded[at] = std::fma(folded[at], keep[r], acc[at] * add[r]);
           }
         }
       } else {
@@ -146,8 +150,13 @@ class WideTile : public TileBase {
         products_.load_query(row, query_of(row), scale_, own_.query + row * words);
       }
       std::fill(own_.query + num_rows() * words, own_.query + width_ * words, 0.0F);
-      return;
+    } else {
+      turn_rows(words);
     }
+  }
+
+  // Queries to lanes.
+  void turn_rows(std::int64_t words) {
     for (std::int64_t row = 0; row < width_; row += kRowsTurned) {
       for (std::int64_t i = 0; i < kRowsTurned; ++i) {
         float* to = block_.rows + i * words;

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -109,13 +108,19 @@ constexpr std::pair<DType, std::int64_t> kDTypesAndHeads[] = {
     {DType::kF32, 1},  {DType::kF32, 5},   {DType::kF32, 8}, {DType::kF32, 12}, {DType::kBF16, 1},
     {DType::kBF16, 5}, {DType::kBF16, 12}, {DType::kF16, 1}, {DType::kF16, 5},  {DType::kF16, 12}};
 
-class CpuTest : public testing::TestWithParam<std::tuple<std::string, Sizes>> {
+class CpuTest : public testing::TestWithParam<std::tuple<std::string, Sizes, bool>> {
  protected:
   static std::string target() { return std::get<0>(GetParam()); }
   static Sizes sizes() { return std::get<1>(GetParam()); }
 
-  void SetUp() override { cpu::set_target(target()); }
-  void TearDown() override { cpu::set_target(""); }
+  void SetUp() override {
+    cpu::set_target(target());
+    cpu::set_row_blocks(std::get<2>(GetParam()));
+  }
+  void TearDown() override {
+    cpu::set_target("");
+    cpu::set_row_blocks({});
+  }
 };
 
 // Sums of like terms round the same way every time; folding keeps that from growing with length.
@@ -379,15 +384,17 @@ TEST_P(CpuTest, CacheBytesOfSignallingNans) {
   }
 }
 
-// 8/24 fill no vector of the widest targets, 32/48 whole tiles of the matrix unit.
-INSTANTIATE_TEST_SUITE_P(Targets, CpuTest,
-                         testing::Combine(testing::ValuesIn(cpu::supported_targets()),
-                                          testing::Values(Sizes{8, 24}, Sizes{32, 48})),
-                         [](const auto& test) {
-                           const Sizes sizes = std::get<1>(test.param);
-                           return std::get<0>(test.param) + "_" + std::to_string(sizes.qk) + "x" +
-                                  std::to_string(sizes.v);
-                         });
+// 8/24 fill no vector of the widest targets, 32/48 whole tiles of the matrix unit, 40/40 a vector
+// and a part; with blocks of rows and without, whatever the processor's maker asks for.
+INSTANTIATE_TEST_SUITE_P(
+    Targets, CpuTest,
+    testing::Combine(testing::ValuesIn(cpu::supported_targets()),
+                     testing::Values(Sizes{8, 24}, Sizes{32, 48}, Sizes{40, 40}), testing::Bool()),
+    [](const auto& test) {
+      const Sizes sizes = std::get<1>(test.param);
+      return std::get<0>(test.param) + "_" + std::to_string(sizes.qk) + "x" +
+             std::to_string(sizes.v) + (std::get<2>(test.param) ? "_rows" : "_lanes");
+    });
 
 }  // namespace
 }  // namespace diffkv
