@@ -12,14 +12,17 @@ bool bf16_dot_available() {
   return available;
 }
 
+bool made_by_intel() { return __builtin_cpu_is("intel") != 0; }
+
 bool bf16_dot_is_fast() {
-  static const bool is_fast = bf16_dot_available() && __builtin_cpu_is("intel") == 0;
+  static const bool is_fast = bf16_dot_available() && !made_by_intel();
   return is_fast;
 }
 
 #else  // no such instruction, or no compiler that is known to have it
 
 bool bf16_dot_available() { return false; }
+bool made_by_intel() { return false; }
 bool bf16_dot_is_fast() { return false; }
 
 #endif

@@ -29,6 +29,9 @@ bool bf16_dot_available();
 // faster to bf16. AMD's multiply twice as fast: decode of 1 x 32768 4.7 ms and 8.3.
 bool bf16_dot_is_fast();
 
+// Whether the processor is one of Intel's: what is fast differs by maker.
+bool made_by_intel();
+
 // Whether keys or values of that dtype can be multiplied this way.
 constexpr bool bf16_dot_reads(DType dtype) {
   return dtype == DType::kBF16 || dtype == DType::kE4M3 || dtype == DType::kE5M2;
@@ -136,7 +139,7 @@ void bf16_accumulate_pairs(const std::uint32_t* weights, const std::uint32_t* pa
 // where they are, as in narrow-inl.h.
 
 // Rows of queries and values are padded to so many elements.
-inline constexpr std::int64_t kBf16Padding = 32;
+inline constexpr std::int64_t kBf16Padding = kFetchUnit;
 
 // scores[row, key] = scale * sum over d of query[row, d] * key[key, d], for num_keys rounded up to
 // 16. query: [head_size_qk padded / kBf16Padding, rows, kBf16Padding] bf16, zeros past the end;

@@ -107,7 +107,7 @@ DIFFKV_BF16_DOT void accumulate_of(DType stored, const std::uint16_t* weights,
                                    const float* keep, float* acc) {
   constexpr int kPairs = kRows == 8 ? 1 : kRows == 4 ? 2 : 4;
   const Bf16Reader<kFp8> reader(stored);
-  const std::int64_t padded = (head_size_v + kBf16Padding - 1) / kBf16Padding * kBf16Padding;
+  const std::int64_t padded = padded_to_unit(head_size_v);
   constexpr std::int64_t kColumns = std::int64_t{32} * kPairs;
   std::int64_t c = 0;
   for (; c + kColumns <= padded; c += kColumns) {

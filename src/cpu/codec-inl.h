@@ -111,6 +111,12 @@ HWY_INLINE void load_row(const void* row, std::int64_t n, float* HWY_RESTRICT ds
   }
 }
 
+// The same times `scale`, of a dtype known at run time.
+HWY_INLINE void load_scaled(DType dtype, const void* row, std::int64_t n, float scale, float* dst) {
+  with_dtype(dtype, [&](auto known) HWY_ATTR { load_row<decltype(known)::value>(row, n, dst); });
+  for (std::int64_t i = 0; i < n; ++i) dst[i] *= scale;
+}
+
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace diffkv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -88,9 +88,7 @@ class NarrowFp32Products {
 template <int kRows>
 class NarrowBf16Products {
  public:
-  static std::int64_t padded(std::int64_t head_size) {
-    return (head_size + kBf16Padding - 1) / kBf16Padding * kBf16Padding;
-  }
+  static std::int64_t padded(std::int64_t head_size) { return padded_to_unit(head_size); }
 
   NarrowBf16Products(const AttendArgs& args, const NarrowBlock& block)
       : args_(args), block_(block) {}

@@ -29,26 +29,42 @@ namespace diffkv::cpu::HWY_NAMESPACE {
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
 
-// In fp32, whatever is stored. Keys are converted a few at a time, values in registers.
-class Fp32RowProducts {
+// What both kinds of products share.
+class RowProducts {
  public:
   static constexpr bool kSumsByRow = true;
   static constexpr bool kQueriesByRow = true;
 
+  void load(const BlockRows& /*rows*/) const {}
+
+ protected:
+  RowProducts(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
+
+  // Values that are not finite are left out of the products and then added to the rows that see
+  // them, so what hidden slots hold does not change a bit of the other rows.
+  void add_left_out(const GroupBuffers& group, const BlockRows& rows, std::int64_t count) const {
+    const KvCacheView& cache = args_.cache;
+    add_nonfinite(rows, cache.value.dtype, cache.head_size_v, count, group.scores, kDecodeRows,
+                  /*p_row=*/1, group.acc, /*acc_column=*/1, /*acc_row=*/cache.head_size_v);
+  }
+
+  const AttendArgs& args_;
+  const WideBlock& own_;
+};
+
+// In fp32, whatever is stored. Keys are converted a few at a time, values in registers.
+class Fp32RowProducts : public RowProducts {
+ public:
   Fp32RowProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
-      : args_(args), own_(own) {}
+      : RowProducts(args, own) {}
 
   std::int64_t query_words() const { return padded_to_unit(args_.cache.head_size_qk); }
 
   void load_query(std::int64_t /*row*/, const std::byte* query, float scale, float* to) const {
     const std::int64_t n = args_.cache.head_size_qk;
-    with_dtype(args_.query.dtype,
-               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, to); });
-    for (std::int64_t i = 0; i < n; ++i) to[i] *= scale;
+    load_scaled(args_.query.dtype, query, n, scale, to);
     std::fill(to + n, to + query_words(), 0.0F);
   }
-
-  void load(const BlockRows& /*rows*/) const {}
 
   template <int kVectors>
   void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
@@ -71,15 +87,12 @@ class Fp32RowProducts {
     });
   }
 
-  // Values that are not finite are left out of the products and then added to the rows that see
-  // them, so what hidden slots hold does not change a bit of the other rows.
   template <int kVectors>
   void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
                          std::int64_t count) const {
-    const KvCacheView& cache = args_.cache;
-    const std::int64_t n = cache.head_size_v;
+    const std::int64_t n = args_.cache.head_size_v;
     BlockRows finite = rows;
-    with_dtype(cache.value.dtype, [&](auto dtype) HWY_ATTR {
+    with_dtype(args_.cache.value.dtype, [&](auto dtype) HWY_ATTR {
       for (std::int64_t k = 0; k < rows.count(); ++k) {
         float* to = own_.values + k * n;
         load_row<decltype(dtype)::value>(rows.value[static_cast<std::size_t>(k)], n, to);
@@ -89,24 +102,16 @@ class Fp32RowProducts {
       }
     });
     accumulate_rows<DType::kF32>(group.scores, finite, fetch, n, own_.keep, group.acc);
-    add_nonfinite(rows, cache.value.dtype, n, count, group.scores, kDecodeRows, /*p_row=*/1,
-                  group.acc, /*acc_column=*/1, /*acc_row=*/n);
+    add_left_out(group, rows, count);
   }
-
- private:
-  const AttendArgs& args_;
-  const WideBlock& own_;
 };
 
 // Of pairs of bf16, with bf16 queries over bf16 or fp8 caches. bf16 keys and values are read in
 // place, the latter paired in registers.
-class Bf16RowProducts {
+class Bf16RowProducts : public RowProducts {
  public:
-  static constexpr bool kSumsByRow = true;
-  static constexpr bool kQueriesByRow = true;
-
   Bf16RowProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
-      : args_(args), own_(own) {}
+      : RowProducts(args, own) {}
 
   std::int64_t query_words() const { return padded_to_unit(args_.cache.head_size_qk) / 2; }
 
@@ -115,8 +120,6 @@ class Bf16RowProducts {
     std::memcpy(to, query, static_cast<std::size_t>(4 * words));
     std::fill(to + words, to + query_words(), 0.0F);
   }
-
-  void load(const BlockRows& /*rows*/) const {}
 
   template <int kVectors>
   void score(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch, float scale) const {
@@ -136,39 +139,37 @@ class Bf16RowProducts {
                   bool all_seen) const {
     const KvCacheView& cache = args_.cache;
     const std::int64_t n = cache.head_size_v;
-    if (!all_seen || cache.value.dtype != DType::kBF16) {
-      const bool finite =
-          bf16_values(cache.value.dtype, rows.value.data(), rows.count(), n, values());
-      if (!all_seen && !finite) return false;
-    }
-    bf16_weights(kDecodeRows, group.scores, rows.count(), own_.weights);
-    if (cache.value.dtype == DType::kBF16) {
+    if (all_seen && cache.value.dtype == DType::kBF16) {
+      bf16_weights(kDecodeRows, group.scores, rows.count(), own_.weights);
       bf16_accumulate_rows(own_.weights, rows.value.data(), fetch, rows.count(), n, own_.keep,
                            group.acc);
-    } else {
-      bf16_accumulate_pairs(own_.weights, values(), fetch, rows.count(), n, own_.keep, group.acc);
+      return true;
     }
+    const bool finite =
+        bf16_values(cache.value.dtype, rows.value.data(), rows.count(), n, values());
+    if (!all_seen && !finite) return false;
+    accumulate_pairs(group, rows, fetch);
     return true;
   }
 
-  // As of Fp32RowProducts, from the pairs that accumulate() left.
+  // From the pairs that accumulate() left.
   template <int kVectors>
   void accumulate_marked(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch,
                          std::int64_t count) const {
-    const KvCacheView& cache = args_.cache;
-    const std::int64_t n = cache.head_size_v;
-    bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()), (rows.count() + 1) / 2 * 2 * n);
-    bf16_weights(kDecodeRows, group.scores, rows.count(), own_.weights);
-    bf16_accumulate_pairs(own_.weights, values(), fetch, rows.count(), n, own_.keep, group.acc);
-    add_nonfinite(rows, cache.value.dtype, n, count, group.scores, kDecodeRows, /*p_row=*/1,
-                  group.acc, /*acc_column=*/1, /*acc_row=*/n);
+    bf16_drop_nonfinite(reinterpret_cast<std::uint16_t*>(values()),
+                        (rows.count() + 1) / 2 * 2 * args_.cache.head_size_v);
+    accumulate_pairs(group, rows, fetch);
+    add_left_out(group, rows, count);
   }
 
  private:
   std::uint32_t* values() const { return reinterpret_cast<std::uint32_t*>(own_.values); }
 
-  const AttendArgs& args_;
-  const WideBlock& own_;
+  void accumulate_pairs(const GroupBuffers& group, const BlockRows& rows, Fetch& fetch) const {
+    bf16_weights(kDecodeRows, group.scores, rows.count(), own_.weights);
+    bf16_accumulate_pairs(own_.weights, values(), fetch, rows.count(), args_.cache.head_size_v,
+                          own_.keep, group.acc);
+  }
 };
 
 #endif

@@ -27,14 +27,6 @@ std::atomic<std::int64_t> chosen{0};
 enum class Bf16Products : std::uint8_t { kNone, kPairs, kTiles };
 std::atomic<Bf16Products> chosen_products{Bf16Products::kNone};
 
-bool made_by_intel() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return __builtin_cpu_is("intel") != 0;
-#else
-  return false;
-#endif
-}
-
 std::atomic<bool> row_blocks{!made_by_intel()};
 
 // Built and runnable here, as a set.

@@ -47,10 +47,7 @@ class Fp32Products {
 
   // The tile's query row `row`, times `scale`.
   void load_query(std::int64_t /*row*/, const std::byte* query, float scale, float* to) const {
-    const std::int64_t n = query_words();
-    with_dtype(args_.query.dtype,
-               [&](auto dtype) HWY_ATTR { load_row<decltype(dtype)::value>(query, n, to); });
-    for (std::int64_t i = 0; i < n; ++i) to[i] *= scale;
+    load_scaled(args_.query.dtype, query, query_words(), scale, to);
   }
 
   // Begins a block.
