@@ -45,6 +45,7 @@ template <class Tile>
 void run_piece(const AttendCall& call, const plan::Piece& piece, const plan::Piece* next,
                std::byte* scratch) {
   const KvCacheView& cache = call.args->cache;
+  const bool near = call.tuning.near_fetch;
   core::Layout take(scratch);
   const typename Tile::Block block = Tile::block(take, cache);
   std::array<std::optional<Tile>, kMostTileHeads> heads;
@@ -69,13 +70,13 @@ void run_piece(const AttendCall& call, const plan::Piece& piece, const plan::Pie
       if (folds) tile->fold();
       Fetch fetch;
       if (v + 1 < piece.end_block) {
-        fetch = fetch_of(cache, heads[0]->rows(v + 1), tile->rows(v + 1), &tile - heads.data(),
-                         piece.tile.num_heads);
+        fetch = fetch_of(near, cache, heads[0]->rows(v + 1), tile->rows(v + 1),
+                         &tile - heads.data(), piece.tile.num_heads);
       } else if (next != nullptr && next->begin_block < next->end_block) {
         const auto head = static_cast<std::int32_t>(&tile - heads.data());
         if (head == 0) first = first_rows(call, *next, 0);
         own = head == 0 ? first : first_rows(call, *next, head);
-        fetch = fetch_of(cache, first, own, head, piece.tile.num_heads);
+        fetch = fetch_of(near, cache, first, own, head, piece.tile.num_heads);
       }
       tile->run_block(tile->rows(v), fetch);
     });
@@ -117,12 +118,12 @@ void run_share(const AttendCall& call, std::int32_t tile_class, std::int32_t wor
                std::byte* scratch) {
   auto* fn = run_piece_of<Fp32Products, Fp32Products, NarrowFp32Products>;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  if (call.row_blocks) fn = run_piece_of<Fp32Products, Fp32RowProducts, NarrowFp32Products>;
+  if (call.tuning.row_blocks) fn = run_piece_of<Fp32Products, Fp32RowProducts, NarrowFp32Products>;
   if (call.bf16_dot) {
     using Pairs = Bf16Products<false>;
-    fn = !bf16_dot_is_fast() ? bf16_piece_runner<Fp32Products, Fp32Products>(call)
-         : call.row_blocks   ? bf16_piece_runner<Pairs, Bf16RowProducts>(call)
-                             : bf16_piece_runner<Pairs, Pairs>(call);
+    fn = !bf16_dot_is_fast()      ? bf16_piece_runner<Fp32Products, Fp32Products>(call)
+         : call.tuning.row_blocks ? bf16_piece_runner<Pairs, Bf16RowProducts>(call)
+                                  : bf16_piece_runner<Pairs, Pairs>(call);
   }
 #ifdef DIFFKV_HAS_AMX
   std::optional<AmxRegisters> registers;

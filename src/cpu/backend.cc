@@ -16,6 +16,7 @@
 #include "cpu/bf16_dot.h"
 #include "cpu/kernels.h"
 #include "cpu/merge_states.h"
+#include "cpu/processor.h"
 #include "cpu/targets.h"
 #include "diffkv/error.h"
 #include "plan/host_plan.h"
@@ -78,8 +79,7 @@ class CpuBackend final : public Backend {
     limits.num_classes = 2;
     TileClass& decode = limits.classes[0];
     decode.tile_rows = kDecodeRows;
-    const bool by_amx = multiplies_bf16(key) && multiplies_by_amx(key) && key.group() > kNarrowRows;
-    const std::int64_t heads = by_amx ? kMostTileHeads : kDecodeRows / key.group();
+    const std::int64_t heads = gains_by_long_runs(key) ? kMostTileHeads : kDecodeRows / key.group();
     decode.tile_heads =
         static_cast<std::int32_t>(std::clamp<std::int64_t>(heads, 1, kMostTileHeads));
     while (key.num_kv_heads % decode.tile_heads != 0) --decode.tile_heads;
@@ -212,6 +212,14 @@ class CpuBackend final : public Backend {
            amx_multiplies(key.head_size_qk, key.head_size_v) && amx_permitted();
   }
 
+  // Whether decode is faster in tiles of many KV heads though one's group fills a tile: where
+  // memory limits such groups, too.
+  static bool gains_by_long_runs(const PlanKey& key) {
+    const bool near = tuning().row_blocks && tuning().near_fetch;
+    return key.group() > kNarrowRows && multiplies_bf16(key) &&
+           ((near && key.mask.window == 0) || multiplies_by_amx(key));
+  }
+
   // Runs `parts` of every worker's share of every class on the plan's threads.
   template <class Fn>
   static void for_each_share(const AttentionParams& params, const AttendArgs& args,
@@ -221,8 +229,8 @@ class CpuBackend final : public Backend {
     const AttendCall call{&params,
                           &args,
                           plan::schedule_view(key, limits, plan.tables(), args.batch),
+                          tuning(),
                           multiplies_bf16(key),
-                          uses_row_blocks(),
                           multiplies_by_amx(key)};
     std::int32_t shares = 0;
     for (std::int32_t c = 0; c < limits.num_classes; ++c) shares += limits.classes[c].workers;

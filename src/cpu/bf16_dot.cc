@@ -1,5 +1,7 @@
 #include "cpu/bf16_dot.h"
 
+#include "cpu/processor.h"
+
 namespace diffkv::cpu {
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -12,8 +14,6 @@ bool bf16_dot_available() {
   return available;
 }
 
-bool made_by_intel() { return __builtin_cpu_is("intel") != 0; }
-
 bool bf16_dot_is_fast() {
   static const bool is_fast = bf16_dot_available() && !made_by_intel();
   return is_fast;
@@ -22,7 +22,6 @@ bool bf16_dot_is_fast() {
 #else  // no such instruction, or no compiler that is known to have it
 
 bool bf16_dot_available() { return false; }
-bool made_by_intel() { return false; }
 bool bf16_dot_is_fast() { return false; }
 
 #endif

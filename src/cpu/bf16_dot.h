@@ -29,9 +29,6 @@ bool bf16_dot_available();
 // faster to bf16. AMD's multiply twice as fast: decode of 1 x 32768 4.7 ms and 8.3.
 bool bf16_dot_is_fast();
 
-// Whether the processor is one of Intel's: what is fast differs by maker.
-bool made_by_intel();
-
 // Whether keys or values of that dtype can be multiplied this way.
 constexpr bool bf16_dot_reads(DType dtype) {
   return dtype == DType::kBF16 || dtype == DType::kE4M3 || dtype == DType::kE5M2;

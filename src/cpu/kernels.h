@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/processor.h"
 #include "diffkv/attention.h"
 #include "diffkv/plan.h"
 #include "plan/schedule.h"
@@ -18,9 +19,11 @@ inline constexpr std::int32_t kNarrowRows = 8;
 // longer runs are read faster where memory limits (group 4 and 1), while a head's queries and sums
 // leave the first-level cache whenever another's turn comes. Seen on Zen 4, two threads, 8 x 4096:
 // group 16 4.43 ms with 1 head a tile, 4.60 with 4; group 8 5.8 with 1, 5.9 with 2, 6.3 with 4;
-// group 4 10.4 with 1, 9.8 with 4, 10.8 with 16; group 1 9.1 with 1 and 4, 9.5 with 16. With a
-// matrix unit memory limits wide tiles, too: group 16 1.5 ms with 1, 1.3 with 4, by 16 threads of a
-// Xeon.
+// group 4 10.4 with 1, 9.8 with 4, 10.8 with 16; group 1 9.1 with 1 and 4, 9.5 with 16. Where
+// memory limits wide tiles, too, these have four: with a matrix unit (group 16 1.5 ms with 1, 1.3
+// with 4, by 16 threads of a Xeon), and bf16 pairs on Zen 5: 2.75 ms with 1, 2.74 with 2, 2.55 with
+// 4, contiguous keys 2.69, 2.65 and 2.37, fp8 2.60, 2.60 and 2.46; but with a window 1.37, 1.29 and
+// 1.40, fp16 3.97 and 3.89, fp32 4.9 and 5.2.
 inline constexpr std::int32_t kMostTileHeads = 4;
 // Rows of a prefill tile: two register blocks of 3 vectors at 16 lanes, four at 8.
 inline constexpr std::int32_t kPrefillRows = 96;
@@ -38,9 +41,9 @@ struct AttendCall {
   const AttentionParams* params = nullptr;
   const AttendArgs* args = nullptr;
   plan::ScheduleView schedule;
-  bool bf16_dot = false;    // pairs of bf16 may be multiplied
-  bool row_blocks = false;  // decode tiles are multiplied by blocks of rows, with AVX-512
-  bool amx = false;         // multiply in the matrix unit where many rows share keys
+  Tuning tuning;
+  bool bf16_dot = false;  // pairs of bf16 may be multiplied
+  bool amx = false;       // multiply in the matrix unit where many rows share keys
 };
 
 // Bytes of scratch that one thread needs for tiles of `rows` rows of each of `tile_heads` KV heads.

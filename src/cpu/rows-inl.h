@@ -1,4 +1,4 @@
-// Products in fp32 of a tile of up to 16 rows with AVX-512, where uses_row_blocks(). Rows would
+// Products in fp32 of a tile of up to 16 rows with AVX-512, where Tuning has them. Rows would
 // be one vector of lanes, and every product would read an operand from memory (wide-inl.h); so the
 // head dimension is the lanes, as in narrow-inl.h, and a block of rows multiplies some keys, or
 // columns, at a time: half a load a product.

@@ -27,8 +27,6 @@ std::atomic<std::int64_t> chosen{0};
 enum class Bf16Products : std::uint8_t { kNone, kPairs, kTiles };
 std::atomic<Bf16Products> chosen_products{Bf16Products::kNone};
 
-std::atomic<bool> row_blocks{!made_by_intel()};
-
 // Built and runnable here, as a set.
 std::int64_t usable() { return hwy::SupportedTargets() & HWY_TARGETS; }
 
@@ -85,9 +83,5 @@ std::string current_target() {
 bool uses_bf16_dot() { return chosen_products != Bf16Products::kNone; }
 
 bool uses_amx() { return chosen_products == Bf16Products::kTiles; }
-
-bool uses_row_blocks() { return row_blocks; }
-
-void set_row_blocks(std::optional<bool> used) { row_blocks = used.value_or(!made_by_intel()); }
 
 }  // namespace diffkv::cpu

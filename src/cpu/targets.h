@@ -1,7 +1,6 @@
 // Which SIMD instruction sets the CPU kernels were built for, can run here, and use.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,15 +27,5 @@ bool uses_bf16_dot();
 // Whether it multiplies tiles of bf16 in the matrix unit, where many rows share keys and the system
 // permits it (amx.h).
 bool uses_amx();
-
-// Whether decode tiles of up to 16 rows are multiplied by blocks of rows (rows-inl.h) with AVX-512,
-// or with rows in the lanes. By default they are but on Intel's processors, which add and permute
-// lanes in the units that multiply: by two threads of a Xeon of 2023 1 x 32768 of fp16 took 9.1 to
-// 10.6 ms in blocks of rows and 6.9 to 7.6 with rows in the lanes, by two others 7.6 to 8.7 and 7.0
-// to 8.1.
-bool uses_row_blocks();
-
-// Sets that for tests; nothing goes back to the default. Process-wide, as set_target.
-void set_row_blocks(std::optional<bool> used);
 
 }  // namespace diffkv::cpu

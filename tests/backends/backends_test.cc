@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/processor.h"
 #include "cpu/targets.h"
 #include "diffkv/backend.h"
 #include "verify/cases.h"
@@ -20,29 +21,41 @@
 namespace diffkv {
 namespace {
 
-// A backend on one SIMD target; other backends than the CPU's have one nameless target.
+// A backend on one SIMD target, as it runs on one kind of processor.
 struct Device {
   const Backend* backend;
   std::string target;
+  cpu::Tuning tuning;
 };
 
 std::vector<Device> devices() {
   std::vector<Device> list;
   for (const Backend* backend : backends()) {
     if (!backend->available() || backend->device_type() != DeviceType::kCpu) continue;
-    for (const std::string& target : cpu::supported_targets()) list.push_back({backend, target});
+    for (const std::string& target : cpu::supported_targets()) {
+      for (bool on : {false, true}) {
+        list.push_back({backend, target, {.row_blocks = on, .near_fetch = on}});
+      }
+    }
   }
   return list;
 }
 
 std::string name_of(const testing::TestParamInfo<Device>& info) {
-  return std::string(info.param.backend->name()) + "_" + info.param.target;
+  return std::string(info.param.backend->name()) + "_" + info.param.target +
+         (info.param.tuning.row_blocks ? "_rows" : "_lanes");
 }
 
 class BackendCases : public testing::TestWithParam<Device> {
  protected:
-  void SetUp() override { cpu::set_target(GetParam().target); }
-  void TearDown() override { cpu::set_target(""); }
+  void SetUp() override {
+    cpu::set_target(GetParam().target);
+    cpu::set_tuning(GetParam().tuning);
+  }
+  void TearDown() override {
+    cpu::set_target("");
+    cpu::set_tuning({});
+  }
 };
 
 std::uint64_t seed() {

@@ -16,6 +16,7 @@
 #include "cpu/amx.h"
 #include "cpu/bf16_dot.h"
 #include "cpu/kernels.h"
+#include "cpu/processor.h"
 #include "cpu/targets.h"
 #include "diffkv/layer.h"
 
@@ -112,14 +113,15 @@ class CpuTest : public testing::TestWithParam<std::tuple<std::string, Sizes, boo
  protected:
   static std::string target() { return std::get<0>(GetParam()); }
   static Sizes sizes() { return std::get<1>(GetParam()); }
+  static bool tuned() { return std::get<2>(GetParam()); }
 
   void SetUp() override {
     cpu::set_target(target());
-    cpu::set_row_blocks(std::get<2>(GetParam()));
+    cpu::set_tuning(cpu::Tuning{.row_blocks = tuned(), .near_fetch = tuned()});
   }
   void TearDown() override {
     cpu::set_target("");
-    cpu::set_row_blocks({});
+    cpu::set_tuning({});
   }
 };
 
@@ -364,28 +366,8 @@ TEST_P(CpuTest, SinksOfInfinityAndNan) {
   }
 }
 
-// fp16 signalling NaNs become the same quiet ones on every target.
-TEST_P(CpuTest, CacheBytesOfSignallingNans) {
-  std::vector<std::uint16_t> from(8, 0x7c01);
-  std::vector<float> cache(16);
-  const KvCacheSpec spec{.block_size = 1,
-                         .num_kv_heads = 1,
-                         .head_size_qk = 8,
-                         .head_size_v = 8,
-                         .dtype = DType::kF32};
-  const std::vector<std::int64_t> slots{0};
-  const ConstTensorView rows(from.data(), DType::kF16, {1, 1, 8});
-  update_cache(find_backend("cpu"), rows, rows, spec.view(cache.data(), 1),
-               view_of(slots.data(), {1}));
-  for (float x : cache) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, &x, sizeof(bits));
-    EXPECT_EQ(bits, 0x7fc02000U);
-  }
-}
-
 // 8/24 fill no vector of the widest targets, 32/48 whole tiles of the matrix unit, 40/40 a vector
-// and a part; with blocks of rows and without, whatever the processor's maker asks for.
+// and a part; with blocks of rows and without, whatever suits the processor.
 INSTANTIATE_TEST_SUITE_P(
     Targets, CpuTest,
     testing::Combine(testing::ValuesIn(cpu::supported_targets()),

@@ -1,0 +1,48 @@
+#include "cpu/processor.h"
+
+#include <atomic>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
+namespace diffkv::cpu {
+namespace {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+// AMD's family 26 is Zen 5. No compiler that this is built with knows it by name.
+bool is_zen5_or_later() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  if (__builtin_cpu_is("amd") == 0 || __get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0) return false;
+  const unsigned base = eax >> 8U & 0xFU;
+  const unsigned extended = eax >> 20U & 0xFFU;
+  return base + extended >= 26;
+}
+
+#else
+
+bool is_zen5_or_later() { return false; }
+
+#endif
+
+Tuning own() { return {!made_by_intel(), is_zen5_or_later()}; }
+
+std::atomic<Tuning> chosen{own()};
+
+}  // namespace
+
+#if defined(__x86_64__) && defined(__GNUC__)
+bool made_by_intel() { return __builtin_cpu_is("intel") != 0; }
+#else
+bool made_by_intel() { return false; }
+#endif
+
+Tuning tuning() { return chosen; }
+
+void set_tuning(std::optional<Tuning> wanted) { chosen = wanted.value_or(own()); }
+
+}  // namespace diffkv::cpu
