@@ -127,6 +127,18 @@ void fetch_units(Fetch& fetch, std::int64_t n) {
   }
 }
 
+// Asks for a row in every few, all at once, so that addresses of many pages are translated side by
+// side: a prefetch whose page is not at hand waits for its translation, and holds up what follows.
+// Seen on Zen 5, two threads, pages of 16: 8 x 4096 of fp16 3.75 ms instead of 3.83, with a window
+// 1.34 instead of 1.41; contiguous keys take as long as without. Every 16th row is as good; each
+// row, or every second, is slower.
+inline void touch(const BlockRows& rows) {
+  constexpr std::int64_t kStep = 8;
+  for (std::int64_t k = 0; k < rows.count(); k += kStep) {
+    __builtin_prefetch(rows.key[static_cast<std::size_t>(k)], /*rw=*/0, /*locality=*/3);
+  }
+}
+
 // What head `head` of a tile's `heads` fetches while it works: of a cache whose rows of
 // neighbouring heads are neighbours (NHD) its share of the tokens, all heads of each; else its own
 // rows. `first` and `own`: the next block's rows of the tile's first head and of this one.
@@ -137,6 +149,7 @@ inline Fetch fetch_of(bool near, const KvCacheView& cache, const BlockRows& firs
   const std::int64_t key_bytes = cache.head_size_qk * size_of(key.dtype);
   const std::int64_t value_bytes = cache.head_size_v * size_of(value.dtype);
   const std::int64_t row_bytes = key_bytes + value_bytes;
+  if (near && head == 0) touch(first);
   Fetch fetch(near);
   if (own.key[0] + key_bytes != own.value[0]) {
     fetch.add(own.key.data(), own.count(), key_bytes, size_of(key.dtype));
