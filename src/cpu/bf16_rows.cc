@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#include <algorithm>
+
 #include "cpu/bf16_vectors.h"
 
 namespace diffkv::cpu {
@@ -14,7 +16,7 @@ constexpr int kKeys = 4;
 constexpr int kScoredRows = kSums / kKeys;
 constexpr int kSummedRows = kSums / 2;
 // Two blocks of rows read a pair of keys' 32 columns, which are two units to fetch.
-constexpr std::int64_t kPairsPerFetch = 4;
+constexpr std::int64_t kPairsPerFetch = 8;
 static_assert(kDecodeRows == 2 * kSummedRows);
 // Queries are padded so that whole vectors are read.
 static_assert(kFetchUnit % 32 == 0);
@@ -40,8 +42,11 @@ DIFFKV_BF16_DOT inline void add_products(const std::uint16_t* query, std::int64_
 // Reads pairs of values of 32 columns.
 class PairedValues {
  public:
-  PairedValues(const std::uint32_t* pairs, std::int64_t head_size_v)
-      : pairs_(pairs), head_size_v_(head_size_v) {}
+  PairedValues(const std::uint32_t* pairs, std::int64_t num_keys, std::int64_t head_size_v)
+      : pairs_(pairs), num_pairs_((num_keys + 1) / 2), head_size_v_(head_size_v) {}
+
+  // Of two keys.
+  std::int64_t num_pairs() const { return num_pairs_; }
 
   DIFFKV_BF16_DOT void load(std::int64_t pair, std::int64_t c, __mmask32 columns, __m512i& first,
                             __m512i& second) const {
@@ -50,12 +55,18 @@ class PairedValues {
     second = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(columns >> 16), from + 16);
   }
 
+  // Whether one key is left, which load_last() pairs with zeros.
+  static bool odd() { return false; }
+  static void load_last(std::int64_t /*c*/, __mmask32 /*columns*/, __m512i& /*first*/,
+                        __m512i& /*second*/) {}
+
  private:
   const std::uint32_t* pairs_;
+  std::int64_t num_pairs_;
   std::int64_t head_size_v_;
 };
 
-// The same of bf16 rows; an odd last key is paired with zeros.
+// The same of bf16 rows.
 class ValueRows {
  public:
   DIFFKV_BF16_DOT ValueRows(const std::byte* const* rows, std::int64_t num_keys)
@@ -64,13 +75,24 @@ class ValueRows {
         first_(pair_indices(0, 32)),
         second_(pair_indices(16, 32)) {}
 
+  std::int64_t num_pairs() const { return num_keys_ / 2; }
+
   DIFFKV_BF16_DOT void load(std::int64_t pair, std::int64_t c, __mmask32 columns, __m512i& first,
                             __m512i& second) const {
     const __m512i a = _mm512_maskz_loadu_epi16(columns, rows_[2 * pair] + 2 * c);
-    const __mmask32 of_second = 2 * pair + 1 < num_keys_ ? columns : 0;
-    const __m512i b = _mm512_maskz_loadu_epi16(of_second, rows_[2 * pair + 1] + 2 * c);
+    const __m512i b = _mm512_maskz_loadu_epi16(columns, rows_[2 * pair + 1] + 2 * c);
     first = _mm512_permutex2var_epi16(a, first_, b);
     second = _mm512_permutex2var_epi16(a, second_, b);
+  }
+
+  bool odd() const { return num_keys_ % 2 != 0; }
+
+  DIFFKV_BF16_DOT void load_last(std::int64_t c, __mmask32 columns, __m512i& first,
+                                 __m512i& second) const {
+    const __m512i a = _mm512_maskz_loadu_epi16(columns, rows_[num_keys_ - 1] + 2 * c);
+    const __m512i none = _mm512_setzero_si512();
+    first = _mm512_permutex2var_epi16(a, first_, none);
+    second = _mm512_permutex2var_epi16(a, second_, none);
   }
 
  private:
@@ -80,29 +102,42 @@ class ValueRows {
   __m512i second_;
 };
 
-// Columns c to c + 31, or fewer where these are the last, of kSummedRows rows.
+// Adds a pair's products with the weights of kSummedRows rows.
+DIFFKV_BF16_DOT inline void add_pair(const std::uint32_t* weights, __m512i first, __m512i second,
+                                     __m512 (&sum)[kSummedRows][2]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kSummedRows; ++r) {
+    const __m512i weight = all_lanes(weights + r);
+    sum[r][0] = dot_pairs(sum[r][0], first, weight);
+    sum[r][1] = dot_pairs(sum[r][1], second, weight);
+  }
+}
+
+// Columns c to c + 31, of which the mask says which there are, of kSummedRows rows.
 template <class Values>
 DIFFKV_BF16_DOT inline void accumulate_block(const std::uint32_t* weights, const Values& values,
-                                             Fetch& fetch, std::int64_t num_pairs, std::int64_t c,
+                                             Fetch& fetch, std::int64_t c, __mmask32 columns,
                                              std::int64_t head_size_v, const float* keep,
                                              float* acc) {
-  const auto columns = first_lanes<__mmask32>(head_size_v - c);
   const __mmask16 there[2] = {static_cast<__mmask16>(columns),
                               static_cast<__mmask16>(columns >> 16)};
   __m512 sum[kSummedRows][2];
 #pragma GCC unroll 8
   for (auto& row : sum) row[0] = row[1] = _mm512_setzero_ps();
-  for (std::int64_t pair = 0; pair < num_pairs; ++pair, weights += kDecodeRows) {
-    if (pair % kPairsPerFetch == 0) fetch.units(kPairsPerFetch);
-    __m512i first;
-    __m512i second;
-    values.load(pair, c, columns, first, second);
-#pragma GCC unroll 8
-    for (int r = 0; r < kSummedRows; ++r) {
-      const __m512i weight = all_lanes(weights + r);
-      sum[r][0] = dot_pairs(sum[r][0], first, weight);
-      sum[r][1] = dot_pairs(sum[r][1], second, weight);
+  __m512i first;
+  __m512i second;
+  const std::int64_t num_pairs = values.num_pairs();
+  for (std::int64_t begin = 0; begin < num_pairs; begin += kPairsPerFetch) {
+    fetch.units(kPairsPerFetch);
+    const std::int64_t end = std::min(begin + kPairsPerFetch, num_pairs);
+    for (std::int64_t pair = begin; pair < end; ++pair) {
+      values.load(pair, c, columns, first, second);
+      add_pair(weights + pair * kDecodeRows, first, second, sum);
     }
+  }
+  if (values.odd()) {
+    values.load_last(c, columns, first, second);
+    add_pair(weights + num_pairs * kDecodeRows, first, second, sum);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kSummedRows; ++r) {
@@ -118,13 +153,19 @@ DIFFKV_BF16_DOT inline void accumulate_block(const std::uint32_t* weights, const
 
 template <class Values>
 DIFFKV_BF16_DOT void accumulate(const std::uint32_t* weights, const Values& values, Fetch& next,
-                                std::int64_t num_keys, std::int64_t head_size_v, const float* keep,
-                                float* acc) {
+                                std::int64_t head_size_v, const float* keep, float* acc) {
   Fetch fetch = next;
   for (std::int64_t c = 0; c < head_size_v; c += 32) {
     for (std::int64_t row = 0; row < kDecodeRows; row += kSummedRows) {
-      accumulate_block(weights + row, values, fetch, (num_keys + 1) / 2, c, head_size_v, keep + row,
-                       acc + row * head_size_v);
+      const auto block = [&](__mmask32 columns) DIFFKV_BF16_DOT {
+        accumulate_block(weights + row, values, fetch, c, columns, head_size_v, keep + row,
+                         acc + row * head_size_v);
+      };
+      if (head_size_v - c >= 32) {
+        block(~__mmask32{0});
+      } else {
+        block(first_lanes<__mmask32>(head_size_v - c));
+      }
     }
   }
   next = fetch;
@@ -165,14 +206,14 @@ DIFFKV_BF16_DOT void bf16_accumulate_rows(const std::uint32_t* weights,
                                           const std::byte* const* values, Fetch& fetch,
                                           std::int64_t num_keys, std::int64_t head_size_v,
                                           const float* keep, float* acc) {
-  accumulate(weights, ValueRows(values, num_keys), fetch, num_keys, head_size_v, keep, acc);
+  accumulate(weights, ValueRows(values, num_keys), fetch, head_size_v, keep, acc);
 }
 
 DIFFKV_BF16_DOT void bf16_accumulate_pairs(const std::uint32_t* weights, const std::uint32_t* pairs,
                                            Fetch& fetch, std::int64_t num_keys,
                                            std::int64_t head_size_v, const float* keep,
                                            float* acc) {
-  accumulate(weights, PairedValues(pairs, head_size_v), fetch, num_keys, head_size_v, keep, acc);
+  accumulate(weights, PairedValues(pairs, num_keys, head_size_v), fetch, head_size_v, keep, acc);
 }
 
 }  // namespace diffkv::cpu

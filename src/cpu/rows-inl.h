@@ -23,6 +23,7 @@
 #define DIFFKV_CPU_ROWS_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -110,16 +111,19 @@ HWY_INLINE void accumulate_row_block(const float* HWY_RESTRICT p, const BlockRow
   }
   const std::byte* const* HWY_RESTRICT value = rows.value.data();
   const std::int64_t count = rows.count();
-  for (std::int64_t k = 0; k < count; ++k, p += kDecodeRows) {
-    if (k % kKeysPerFetch == 0) fetch.units(kUnitsPerFetch);
-    LaneVec x[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      x[v] = load_padded<kDType>(d, value[k], c + v * kLanes, head_size_v);
-    }
-    HWY_UNROLL(8)
-    for (int r = 0; r < kSummedRows; ++r) {
-      const LaneVec weight = hn::Set(d, p[r]);
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(x[v], weight, sum[r][v]);
+  for (std::int64_t begin = 0; begin < count; begin += kKeysPerFetch) {
+    fetch.units(kUnitsPerFetch);
+    const std::int64_t end = std::min(begin + kKeysPerFetch, count);
+    for (std::int64_t k = begin; k < end; ++k, p += kDecodeRows) {
+      LaneVec x[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        x[v] = load_padded<kDType>(d, value[k], c + v * kLanes, head_size_v);
+      }
+      HWY_UNROLL(8)
+      for (int r = 0; r < kSummedRows; ++r) {
+        const LaneVec weight = hn::Set(d, p[r]);
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(x[v], weight, sum[r][v]);
+      }
     }
   }
   HWY_UNROLL(8)
