@@ -15,7 +15,10 @@ namespace {
 constexpr int kKeys = 4;
 constexpr int kScoredRows = kSums / kKeys;
 constexpr int kSummedRows = kSums / 2;
-// Two blocks of rows read a pair of keys' 32 columns, which are two units to fetch.
+// Two blocks of rows read a pair of keys' 32 columns, which are two units to fetch. The fetches
+// stand between loops, not in them: there, with the question whether a last key is alone, they took
+// registers from the products (8 x 4096 by two threads of a Zen 5, contiguous keys 2.37 ms instead
+// of 2.10, pages of 16 2.53 instead of 2.42). One or two pairs at a time are 0 to 3 % slower.
 constexpr std::int64_t kPairsPerFetch = 8;
 static_assert(kDecodeRows == 2 * kSummedRows);
 // Queries are padded so that whole vectors are read.
