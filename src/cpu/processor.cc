@@ -11,7 +11,7 @@ namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-// AMD's family 26 is Zen 5. No compiler that this is built with knows it by name.
+// AMD's family 26 is Zen 5. GCC knows it by name from version 14 on.
 bool is_zen5_or_later() {
   unsigned eax = 0;
   unsigned ebx = 0;
