@@ -31,7 +31,8 @@ bool is_zen5_or_later() { return false; }
 
 Tuning own() { return {!made_by_intel(), is_zen5_or_later()}; }
 
-std::atomic<Tuning> chosen{own()};
+std::atomic<bool> row_blocks{own().row_blocks};
+std::atomic<bool> near_fetch{own().near_fetch};
 
 }  // namespace
 
@@ -41,8 +42,12 @@ bool made_by_intel() { return __builtin_cpu_is("intel") != 0; }
 bool made_by_intel() { return false; }
 #endif
 
-Tuning tuning() { return chosen; }
+Tuning tuning() { return {row_blocks, near_fetch}; }
 
-void set_tuning(std::optional<Tuning> wanted) { chosen = wanted.value_or(own()); }
+void set_tuning(std::optional<Tuning> wanted) {
+  const Tuning now = wanted.value_or(own());
+  row_blocks = now.row_blocks;
+  near_fetch = now.near_fetch;
+}
 
 }  // namespace diffkv::cpu
