@@ -19,6 +19,7 @@
 #include "cpu/fetch.h"
 #include "cpu/kernels.h"
 #include "cpu/narrow-inl.h"
+#include "cpu/packed_rows.h"
 #include "cpu/rows-inl.h"
 #include "cpu/tile_base.h"
 #include "cpu/wide-inl.h"
@@ -33,12 +34,20 @@ namespace diffkv::cpu::HWY_NAMESPACE {
 class RowProducts {
  public:
   static constexpr bool kSumsByRow = true;
-  static constexpr bool kQueriesByRow = true;
+  static constexpr bool kPacksQueries = true;
 
   void load(const BlockRows& /*rows*/) const {}
 
  protected:
   RowProducts(const AttendArgs& args, const WideBlock& own) : args_(args), own_(own) {}
+
+  // A row of so many words to its places among the tile's.
+  static void pack(std::int64_t row, const void* from, std::int64_t words, float* to) {
+    const auto* at = static_cast<const std::byte*>(from);
+    for (std::int64_t word = 0; word < words; word += kRowWords, at += 4 * kRowWords) {
+      std::memcpy(to + row_word_at(row, word), at, static_cast<std::size_t>(4 * kRowWords));
+    }
+  }
 
   // Values that are not finite are left out of the products and then added to the rows that see
   // them, so what hidden slots hold does not change a bit of the other rows.
@@ -58,12 +67,11 @@ class Fp32RowProducts : public RowProducts {
   Fp32RowProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
       : RowProducts(args, own) {}
 
-  std::int64_t query_words() const { return padded_to_unit(args_.cache.head_size_qk); }
+  std::int64_t query_words() const { return args_.cache.head_size_qk; }
 
-  void load_query(std::int64_t /*row*/, const std::byte* query, float scale, float* to) const {
-    const std::int64_t n = args_.cache.head_size_qk;
-    load_scaled(args_.query.dtype, query, n, scale, to);
-    std::fill(to + n, to + query_words(), 0.0F);
+  void load_query(std::int64_t row, const std::byte* query, float scale, float* to) const {
+    load_scaled(args_.query.dtype, query, query_words(), scale, own_.rows);
+    pack(row, own_.rows, query_words(), to);
   }
 
   template <int kVectors>
@@ -113,12 +121,10 @@ class Bf16RowProducts : public RowProducts {
   Bf16RowProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
       : RowProducts(args, own) {}
 
-  std::int64_t query_words() const { return padded_to_unit(args_.cache.head_size_qk) / 2; }
+  std::int64_t query_words() const { return args_.cache.head_size_qk / 2; }
 
-  void load_query(std::int64_t /*row*/, const std::byte* query, float /*scale*/, float* to) const {
-    const std::int64_t words = args_.cache.head_size_qk / 2;
-    std::memcpy(to, query, static_cast<std::size_t>(4 * words));
-    std::fill(to + words, to + query_words(), 0.0F);
+  void load_query(std::int64_t row, const std::byte* query, float /*scale*/, float* to) const {
+    pack(row, query, query_words(), to);
   }
 
   template <int kVectors>
@@ -130,7 +136,7 @@ class Bf16RowProducts : public RowProducts {
       bf16_keys(cache.key.dtype, rows.key.data(), rows.count(), n, converted);
     }
     const Bf16Keys keys(rows, cache.key.dtype, converted, n);
-    bf16_scores_of_rows(reinterpret_cast<const std::uint16_t*>(group.query), keys.data(), fetch,
+    bf16_scores_of_rows(reinterpret_cast<const std::uint32_t*>(group.query), keys.data(), fetch,
                         rows.count(), n, scale, group.scores);
   }
 

@@ -1,20 +1,25 @@
 // Products in fp32 of a tile of up to 16 rows with AVX-512, where Tuning has them. Rows would
-// be one vector of lanes, and every product would read an operand from memory (wide-inl.h); so the
-// head dimension is the lanes, as in narrow-inl.h, and a block of rows multiplies some keys, or
-// columns, at a time: half a load a product.
+// be one vector of lanes, and every product would read an operand from memory (wide-inl.h). So a
+// vector of queries holds four words of each of four rows, four of which meet the same words of
+// four keys, repeated, and of values a block of rows multiplies some columns at a time: half a load
+// a product.
 //
 // Seen on Zen 5, 8 x 4096 by two threads, pages of 16: fp16 3.9 ms instead of 4.55, fp32 4.5 to 4.8
-// instead of 5.5 to 5.8. In loops on data in the second-level cache, ns a key and KV head before
-// and after: scores 31 and 27, sums 20 and 15.5; on a Xeon 45 and 50, 31 and 31. Next rows are
-// fetched many lines at a time: where to fetch next takes registers from the sums, so that a line
-// at a time is 10 % slower, and 2 or 4 lines of values instead of 8 are 8 and 2 %.
+// instead of 5.5 to 5.8, with whole vectors of four rows' queries and of four keys, whose 16 sums
+// were each summed over 16 lanes; with four rows in a vector, whose sums take a fifth of the
+// instructions to sum, fp16 3.56 instead of 3.77, fp32 4.08 instead of 4.25. In loops on data in
+// the second-level cache, ns a key and KV head before that and with whole vectors: scores 31 and
+// 27, sums 20 and 15.5; on a Xeon 45 and 50, 31 and 31. Next rows are fetched many lines at a time:
+// where to fetch next takes registers from the sums, so that a line at a time is 10 % slower, and 2
+// or 4 lines of values instead of 8 are 8 and 2 %.
 //
-// Tried and not kept on Zen 5: keys converted while they are multiplied with the first rows (4.2 ms
-// instead of 3.65 with contiguous keys), 16 keys at a time (4.6), lines brought on into the first
-// level four keys ahead (0 to 1 % faster); in the loops alone, scores of 8 rows x 2 keys converted
-// in registers (28.5 ns), sums of 4 rows x 64 columns (16), of 16 x 16 (17.5), and of values
-// converted beforehand (18.4). Fetches between two loops over keys instead of in one, and columns
-// that are known to be whole: 0 to 8 % slower, by how the compiler lays out the same products.
+// Tried and not kept on Zen 5, with whole vectors: keys converted while they are multiplied with
+// the first rows (4.2 ms instead of 3.65 with contiguous keys), 16 keys at a time (4.6), lines
+// brought on into the first level four keys ahead (0 to 1 % faster); in the loops alone, scores of
+// 8 rows x 2 keys converted in registers (28.5 ns), sums of 4 rows x 64 columns (16), of 16 x 16
+// (17.5), and of values converted beforehand (18.4). Fetches between two loops over keys instead of
+// in one, and columns that are known to be whole: 0 to 8 % slower, by how the compiler lays out the
+// same products.
 
 // Per-target include guard.
 #if defined(DIFFKV_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -31,7 +36,7 @@
 #include "cpu/fetch.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes-inl.h"
-#include "cpu/narrow-inl.h"
+#include "cpu/packed_rows.h"
 #include "cpu/tile_base.h"
 #include "hwy/highway.h"
 
@@ -40,19 +45,32 @@ namespace diffkv::cpu::HWY_NAMESPACE {
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
 
-// Keys that are scored at a time, and the rows of a block of scores and of one of sums.
+// Keys that are scored at a time, and rows that are summed.
 inline constexpr int kRowsKeys = 4;
-inline constexpr int kScoredRows = kNarrowAccs / kRowsKeys;
 inline constexpr int kSummedRows = 8;
-static_assert(kFetchUnit % kLanes == 0, "queries are padded so that whole vectors are read");
+// Head dimensions of keys that are multiplied between fetches; 16 and 96 are 1 % slower, 192 6 %.
+inline constexpr std::int64_t kDimsPerFetch = 48;
 // All blocks of rows together fetch a unit for each key and unit of columns.
 inline constexpr std::int64_t kUnitsPerFetch = 8;
 inline constexpr std::int64_t kKeysPerFetch =
     kUnitsPerFetch * (kDecodeRows / kSummedRows) * Fetch::kUnit / (2 * kLanes);
 
+// The sums of each row's four lanes, in the order of the rows.
+HWY_INLINE LaneVec sum_parts(const LaneVec* x) {
+  const LaneTag d;
+  const hn::Repartition<double, LaneTag> d64;
+  const auto add_halves = [d](LaneVec u, LaneVec v) HWY_ATTR {
+    return hn::Add(hn::InterleaveLower(d, u, v), hn::InterleaveUpper(d, u, v));
+  };
+  const auto a = hn::BitCast(d64, add_halves(x[0], x[1]));
+  const auto b = hn::BitCast(d64, add_halves(x[2], x[3]));
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, a, b)),
+                 hn::BitCast(d, hn::InterleaveUpper(d64, a, b)));
+}
+
 // scores[key, row] = sum over d of query[row, d] * key[key, d], for num_keys rounded up to
-// kRowsKeys. query: [kDecodeRows, padded_to_unit(head_size_qk)]; scores: [kBlockKeys,
-// kDecodeRows]; `converted` holds kRowsKeys keys. The next rows are fetched on the way.
+// kRowsKeys. query: as row_word_at() says; scores: [kBlockKeys, kDecodeRows]; `converted` holds
+// kRowsKeys keys. The next rows are fetched on the way.
 template <DType kDType>
 HWY_NOINLINE void score_rows(const float* HWY_RESTRICT query, const BlockRows& rows, Fetch& next,
                              std::int64_t head_size_qk, float* HWY_RESTRICT converted,
@@ -63,36 +81,36 @@ HWY_NOINLINE void score_rows(const float* HWY_RESTRICT query, const BlockRows& r
   for (std::int64_t k = 0; k < rows.count(); k += kRowsKeys) {
     for (std::int64_t j = 0; j < kRowsKeys; ++j) {
       const std::byte* key = rows.key[static_cast<std::size_t>(k + j)];
-      for (std::int64_t i = 0; i < padded; i += kLanes) {
-        const LaneVec x =
-            i < head_size_qk ? load_padded<kDType>(d, key, i, head_size_qk) : hn::Zero(d);
-        hn::Store(x, d, converted + j * padded + i);
+      for (std::int64_t i = 0; i < head_size_qk; i += kLanes) {
+        hn::Store(load_padded<kDType>(d, key, i, head_size_qk), d, converted + j * padded + i);
       }
     }
-    for (std::int64_t row = 0; row < kDecodeRows; row += kScoredRows) {
-      LaneVec acc[kNarrowAccs];
-      HWY_UNROLL(16)
-      for (LaneVec& v : acc) v = hn::Zero(d);
-      const float* HWY_RESTRICT from = query + row * padded;
-      fetch.units(padded / Fetch::kUnit);
-      for (std::int64_t i = 0; i < padded; i += Fetch::kUnit) {
-        HWY_UNROLL(2)
-        for (std::int64_t at = i; at < i + Fetch::kUnit; at += kLanes) {
-          LaneVec key[kRowsKeys];
+    LaneVec sum[kRowsKeys][kRowParts];
+    HWY_UNROLL(4)
+    for (auto& of_key : sum) {
+      HWY_UNROLL(4)
+      for (LaneVec& v : of_key) v = hn::Zero(d);
+    }
+    for (std::int64_t begin = 0; begin < head_size_qk; begin += kDimsPerFetch) {
+      const std::int64_t end = HWY_MIN(begin + kDimsPerFetch, head_size_qk);
+      fetch.units((end - begin) * kRowsKeys / Fetch::kUnit);
+      for (std::int64_t i = begin; i < end; i += kRowWords) {
+        LaneVec q[kRowParts];
+        HWY_UNROLL(4)
+        for (std::int64_t v = 0; v < kRowParts; ++v) {
+          q[v] = hn::Load(d, query + i / kRowWords * kRowParts * kLanes + v * kLanes);
+        }
+        HWY_UNROLL(4)
+        for (std::int64_t j = 0; j < kRowsKeys; ++j) {
+          const LaneVec key = hn::LoadDup128(d, converted + j * padded + i);
           HWY_UNROLL(4)
-          for (int j = 0; j < kRowsKeys; ++j) key[j] = hn::Load(d, converted + j * padded + at);
-          HWY_UNROLL(4)
-          for (int r = 0; r < kScoredRows; ++r) {
-            const LaneVec q = hn::Load(d, from + r * padded + at);
-            HWY_UNROLL(4)
-            for (int j = 0; j < kRowsKeys; ++j) {
-              LaneVec& sum = acc[j * kScoredRows + r];
-              sum = hn::MulAdd(q, key[j], sum);
-            }
-          }
+          for (int v = 0; v < kRowParts; ++v) sum[j][v] = hn::MulAdd(q[v], key, sum[j][v]);
         }
       }
-      sum_lanes(acc, scores + k * kDecodeRows + row, kDecodeRows);
+    }
+    HWY_UNROLL(4)
+    for (std::int64_t j = 0; j < kRowsKeys; ++j) {
+      hn::Store(sum_parts(sum[j]), d, scores + (k + j) * kDecodeRows);
     }
   }
   next = fetch;

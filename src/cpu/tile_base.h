@@ -140,7 +140,7 @@ constexpr std::int64_t padded_to_unit(std::int64_t n) {
 // of rows is up to `group_width` of them.
 struct WideState {
   // [head_size_qk, rows] by groups; or pairs [head_size_qk / 2, rows], one part or two; or
-  // [rows, padded head_size_qk]
+  // as row_word_at() says
   float* query;
   float* acc;         // [head_size_v, rows] by groups; or, summed by rows, [rows, head_size_v]
   float* folded;      // as acc: what was accumulated before the last fold

@@ -37,7 +37,7 @@ inline constexpr std::int64_t kGroupWidth = kGroupVectors * kLanes;
 class Fp32Products {
  public:
   static constexpr bool kSumsByRow = false;
-  static constexpr bool kQueriesByRow = false;
+  static constexpr bool kPacksQueries = false;
 
   Fp32Products(const AttendArgs& args, const WideBlock& own, std::int64_t width)
       : args_(args), own_(own), whole_blocks_(width > kGroupWidth) {}
@@ -170,7 +170,7 @@ template <bool kAmx>
 class Bf16Products {
  public:
   static constexpr bool kSumsByRow = kAmx;
-  static constexpr bool kQueriesByRow = false;
+  static constexpr bool kPacksQueries = false;
 
   Bf16Products(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
       : args_(args), own_(own) {}
@@ -255,7 +255,7 @@ class Bf16Products {
 class SplitProducts {
  public:
   static constexpr bool kSumsByRow = true;
-  static constexpr bool kQueriesByRow = false;
+  static constexpr bool kPacksQueries = false;
 
   SplitProducts(const AttendArgs& args, const WideBlock& own, std::int64_t /*width*/)
       : args_(args), own_(own) {}

@@ -54,7 +54,7 @@ class WideTile : public TileBase {
   void run_block(const BlockRows& rows, Fetch& fetch) {
     products_.load(rows);
     const bool all_seen = seen_by_all(rows.range);
-    if constexpr (Products::kQueriesByRow) {
+    if constexpr (Products::kPacksQueries) {
       run_group<1>(rows, 0, fetch, all_seen);
     } else {
       for (std::int64_t row = 0; row < width_; row += kGroupWidth) {
@@ -145,11 +145,11 @@ class WideTile : public TileBase {
   void load_rows() {
     const std::int64_t words = products_.query_words();
     clear();
-    if constexpr (Products::kQueriesByRow) {
+    if constexpr (Products::kPacksQueries) {
+      std::fill_n(own_.query, width_ * words, 0.0F);
       for (std::int64_t row = 0; row < num_rows(); ++row) {
-        products_.load_query(row, query_of(row), scale_, own_.query + row * words);
+        products_.load_query(row, query_of(row), scale_, own_.query);
       }
-      std::fill(own_.query + num_rows() * words, own_.query + width_ * words, 0.0F);
     } else {
       turn_rows(words);
     }
