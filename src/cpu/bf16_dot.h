@@ -114,8 +114,8 @@ void bf16_accumulate(std::int64_t width, const std::uint32_t* weights, const std
 // Tiles of up to kDecodeRows rows: rows of sums, as in rows-inl.h.
 
 // scores[key, row] = scale * sum over d of query[row, d] * key[key, d], for num_keys rounded up to
-// 4. query: pairs as row_word_at() says; keys: rows of
-// head_size_qk bf16; scores: [kBlockKeys, kDecodeRows]. The next rows are fetched on the way.
+// 4. query: pairs, which lie as row_word_at() says; keys: rows of head_size_qk bf16; scores:
+// [kBlockKeys, kDecodeRows]. The next rows are fetched on the way.
 void bf16_scores_of_rows(const std::uint32_t* query, const std::byte* const* keys, Fetch& fetch,
                          std::int64_t num_keys, std::int64_t head_size_qk, float scale,
                          float* scores);
