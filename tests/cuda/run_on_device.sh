@@ -37,6 +37,7 @@ for wanted in "$@"; do
 done
 [ $# -eq 0 ] || parts=$*
 out=${OUT:-$folder}
+mkdir -p "$out" || exit 2
 logs=$(mktemp -d) || exit 2
 trap 'rm -rf "$logs"' EXIT
 sanitizer=$folder/compute-sanitizer
