@@ -102,7 +102,7 @@ OutputFile::OutputFile(const std::string& path) : path_(path) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("cannot write {}: it is there and not a regular file", path));
   }
-  temporary_ = path + ".XXXXXX";
+  temporary_ = path + ".XXXXXX";  // the pattern that mkstemp asks for
   descriptor_ = mkstemp(temporary_.data());
   if (descriptor_ < 0) fail(path, errno);
 }

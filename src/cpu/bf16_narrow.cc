@@ -13,26 +13,11 @@ namespace {
 // Sums that stay in registers; the latency of a product is 6.
 constexpr int kSums = 16;
 
-DIFFKV_BF16_DOT inline __m512 lower_pairs(__m512 a, __m512 b) {
-  return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-}
-DIFFKV_BF16_DOT inline __m512 upper_pairs(__m512 a, __m512 b) {
-  return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-}
-
-// Lane i of the result is the sum of the lanes of x[i]: vectors are halved and added two by two,
-// within 128-bit blocks, then across them.
+// Lane i of the result is the sum of the lanes of x[i].
 DIFFKV_BF16_DOT inline __m512 sum_each(const __m512* x) {
   __m512 four[4];
 #pragma GCC unroll 4
-  for (std::int64_t i = 0; i < 4; ++i) {
-    const __m512* a = x + 4 * i;
-    const __m512 low =
-        _mm512_add_ps(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
-    const __m512 high =
-        _mm512_add_ps(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
-    four[i] = _mm512_add_ps(lower_pairs(low, high), upper_pairs(low, high));
-  }
+  for (std::int64_t i = 0; i < 4; ++i) four[i] = sum_blocks(x + 4 * i);
   const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
                                  _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
   const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(four[2], four[3], 0x88),

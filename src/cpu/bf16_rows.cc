@@ -43,13 +43,6 @@ DIFFKV_BF16_DOT inline void add_products(const std::uint32_t* query, const std::
   }
 }
 
-// The sums of each row's four lanes, in the order of the rows.
-DIFFKV_BF16_DOT inline __m512 sum_parts(const __m512 (&x)[kRowParts]) {
-  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
-}
-
 // Reads pairs of values of 32 columns.
 class PairedValues {
  public:
@@ -203,7 +196,7 @@ DIFFKV_BF16_DOT void bf16_scores_of_rows(const std::uint32_t* query, const std::
     }
 #pragma GCC unroll 4
     for (std::int64_t j = 0; j < kKeys; ++j) {
-      _mm512_storeu_ps(scores + (k + j) * kDecodeRows, _mm512_mul_ps(sum_parts(sum[j]), scales));
+      _mm512_storeu_ps(scores + (k + j) * kDecodeRows, _mm512_mul_ps(sum_blocks(sum[j]), scales));
     }
   }
   next = fetch;

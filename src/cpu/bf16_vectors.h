@@ -127,4 +127,12 @@ DIFFKV_BF16_DOT inline __m512i pair_indices(int first, int other) {
   return _mm512_load_si512(indices);
 }
 
+// Of four vectors, the sums of each over every 128-bit block, transposed while adding: lane j of a
+// block is the sum of x[j] over that block.
+DIFFKV_BF16_DOT inline __m512 sum_blocks(const __m512* x) {
+  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+
 }  // namespace diffkv::cpu

@@ -57,21 +57,23 @@ HWY_INLINE void store_block_sum(D d, hn::Vec<D> v, float* HWY_RESTRICT to) {
   }
 }
 
-// sums[i] = sum of the lanes of acc[i], transposing while adding: four vectors become one that
-// holds in every 128-bit block their four sums over that block. `stride`: from four sums to the
-// next.
-HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums, std::int64_t stride = 4) {
+// Of four vectors, the sums of each over every 128-bit block, transposed while adding: lane j of a
+// block is the sum of x[j] over that block.
+HWY_INLINE LaneVec sum_blocks(const LaneVec* x) {
   const LaneTag d;
   const hn::Repartition<double, LaneTag> pairs;
+  const auto ab = hn::BitCast(
+      pairs, hn::Add(hn::InterleaveLower(d, x[0], x[1]), hn::InterleaveUpper(d, x[0], x[1])));
+  const auto cd = hn::BitCast(
+      pairs, hn::Add(hn::InterleaveLower(d, x[2], x[3]), hn::InterleaveUpper(d, x[2], x[3])));
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, cd)),
+                 hn::BitCast(d, hn::InterleaveUpper(pairs, ab, cd)));
+}
+
+// sums[i] = sum of the lanes of acc[i].
+HWY_INLINE void sum_lanes(const LaneVec* acc, float* HWY_RESTRICT sums) {
   for (int i = 0; i < kNarrowAccs; i += 4) {
-    const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, acc[i], acc[i + 1]),
-                                               hn::InterleaveUpper(d, acc[i], acc[i + 1])));
-    const auto cd = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, acc[i + 2], acc[i + 3]),
-                                               hn::InterleaveUpper(d, acc[i + 2], acc[i + 3])));
-    store_block_sum(d,
-                    hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, cd)),
-                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab, cd))),
-                    sums + i / 4 * stride);
+    store_block_sum(LaneTag(), sum_blocks(acc + i), sums + i);
   }
 }
 #endif

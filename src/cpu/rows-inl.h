@@ -36,6 +36,7 @@
 #include "cpu/fetch.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes-inl.h"
+#include "cpu/narrow-inl.h"
 #include "cpu/packed_rows.h"
 #include "cpu/tile_base.h"
 #include "hwy/highway.h"
@@ -54,19 +55,6 @@ inline constexpr std::int64_t kDimsPerFetch = 48;
 inline constexpr std::int64_t kUnitsPerFetch = 8;
 inline constexpr std::int64_t kKeysPerFetch =
     kUnitsPerFetch * (kDecodeRows / kSummedRows) * Fetch::kUnit / (2 * kLanes);
-
-// The sums of each row's four lanes, in the order of the rows.
-HWY_INLINE LaneVec sum_parts(const LaneVec* x) {
-  const LaneTag d;
-  const hn::Repartition<double, LaneTag> d64;
-  const auto add_halves = [d](LaneVec u, LaneVec v) HWY_ATTR {
-    return hn::Add(hn::InterleaveLower(d, u, v), hn::InterleaveUpper(d, u, v));
-  };
-  const auto a = hn::BitCast(d64, add_halves(x[0], x[1]));
-  const auto b = hn::BitCast(d64, add_halves(x[2], x[3]));
-  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, a, b)),
-                 hn::BitCast(d, hn::InterleaveUpper(d64, a, b)));
-}
 
 // scores[key, row] = sum over d of query[row, d] * key[key, d], for num_keys rounded up to
 // kRowsKeys. query: as row_word_at() says; scores: [kBlockKeys, kDecodeRows]; `converted` holds
@@ -110,7 +98,7 @@ HWY_NOINLINE void score_rows(const float* HWY_RESTRICT query, const BlockRows& r
     }
     HWY_UNROLL(4)
     for (std::int64_t j = 0; j < kRowsKeys; ++j) {
-      hn::Store(sum_parts(sum[j]), d, scores + (k + j) * kDecodeRows);
+      hn::Store(sum_blocks(sum[j]), d, scores + (k + j) * kDecodeRows);
     }
   }
   next = fetch;

@@ -152,7 +152,7 @@ struct WideState {
 
   WideState(core::Layout& take, std::int64_t width, std::int64_t head_size_qk,
             std::int64_t head_size_v)
-      : query(take.take<float>(width * padded_to_unit(head_size_qk))),
+      : query(take.take<float>(width * head_size_qk)),
         acc(take.take<float>(width * head_size_v)),
         folded(take.take<float>(width * head_size_v)),
         max(take.take<float>(width)),
