@@ -218,6 +218,7 @@ struct Start {
   SeqMask mask;  // of the sequence
   SeqTiles tiles;
   Tile tile;
+  std::int64_t share = 0;  // what a share costs
 };
 
 // The virtual block of a tile that a share starts with whose start is `rest` units of cost into the
@@ -276,6 +277,7 @@ DIFFKV_HD Start share_start(const ScheduleView& view, std::int32_t tile_class, s
   const LineCuts cuts(view.limits, cls, all);
   const std::int64_t target = cuts.target(index);
   Start start;
+  start.share = cuts.share;
   WorkStart& at = start.at;
   at.seq = target * cls.head_lanes < all ? seq_at(target * cls.head_lanes) : view.num_seqs;
   // Two rounds at most, of a loop so that a GPU has the code once: the tile that the target is in,
@@ -366,6 +368,12 @@ DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
   first.slot_step = view.policy == SchedulePolicy::kBatchInvariant
                         ? start.tiles.tiles_per_head * cut.slots_per_tile
                         : 2;
+  // One tile a sequence and group of heads, of which each counts once.
+  const TileClass& cls = view.limits.classes[tile_class];
+  const std::int32_t tiles =
+      divide(view.num_seqs * start.tiles.head_groups, num_shares(cls) * cls.head_lanes);
+  first.share_blocks = static_cast<std::int32_t>(
+      quotient(start.share - std::int64_t{tiles} * cls.tile_cost, cls.block_cost));
   first.first_share = at.block > 0 && share > 0 ? first_share_of(starts, share) : share;
   return first;
 }

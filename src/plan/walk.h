@@ -90,6 +90,7 @@ class Share {
   DIFFKV_HD bool first(Piece& piece) {
     const detail::FirstPiece first = view_.tables.first_pieces[tile_class_][index()];
     stop_ = view_.tables.starts[tile_class_][index() + 1];
+    blocks_ = first.share_blocks;
     if (first.seq < 0) return false;
     piece = unpack(view_, tile_class_, worker_ - index() * lanes(), first);
     return true;
@@ -97,6 +98,9 @@ class Share {
   DIFFKV_HD bool next(Piece& piece) const {
     return find_piece(view_, tile_class_, worker_, after(piece), stop_, piece);
   }
+
+  // After first(): blocks of keys, about, as all shares of the line have.
+  DIFFKV_HD std::int32_t blocks() const { return blocks_; }
 
  private:
   DIFFKV_HD std::int32_t lanes() const { return view_.limits.classes[tile_class_].head_lanes; }
@@ -106,6 +110,7 @@ class Share {
   const std::int32_t tile_class_;
   const std::int32_t worker_;
   WorkStart stop_;
+  std::int32_t blocks_ = 0;
 };
 
 // Whether a worker has nothing to do.

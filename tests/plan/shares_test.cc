@@ -49,31 +49,38 @@ TEST(Shares, ThereAreNoMoreSharesThanTheWorkIsWorth) {
   EXPECT_EQ(shares_of(limits, cls, 5000), 3);
 }
 
-// Where share `index` starts of tiles of so many blocks, one a sequence, cut for so many workers:
-// the sequence and the block.
-std::pair<int, int> cut(const std::vector<std::int32_t>& blocks, std::int32_t workers,
-                        std::int32_t tile_cost = 1, std::int32_t index = 1) {
+// Tiles of so many blocks, one a sequence, on a line cut for so many workers.
+struct Line {
   ScheduleView view;
-  view.num_seqs = static_cast<std::int32_t>(blocks.size());
-  view.group = 16;
-  view.num_kv_heads = 1;
-  view.limits.num_classes = 1;
-  TileClass& cls = view.limits.classes[0];
-  cls.tile_rows = cls.max_seq_rows = 16;
-  cls.workers = workers;
-  cls.tile_cost = tile_cost;
   std::vector<std::int32_t> query_start_loc{0};
   std::vector<std::int32_t> seq_lens;
   std::vector<std::int64_t> cost_before{0};
-  for (const std::int32_t count : blocks) {
-    query_start_loc.push_back(query_start_loc.back() + 1);
-    seq_lens.push_back(count * 64);
-    cost_before.push_back(cost_before.back() + tile_cost + std::int64_t{count} * cls.block_cost);
+
+  Line(const std::vector<std::int32_t>& blocks, std::int32_t workers, std::int32_t tile_cost) {
+    view.num_seqs = static_cast<std::int32_t>(blocks.size());
+    view.group = 16;
+    view.num_kv_heads = 1;
+    view.limits.num_classes = 1;
+    TileClass& cls = view.limits.classes[0];
+    cls.tile_rows = cls.max_seq_rows = 16;
+    cls.workers = workers;
+    cls.tile_cost = tile_cost;
+    for (const std::int32_t count : blocks) {
+      query_start_loc.push_back(query_start_loc.back() + 1);
+      seq_lens.push_back(count * 64);
+      cost_before.push_back(cost_before.back() + tile_cost + std::int64_t{count} * cls.block_cost);
+    }
+    view.tables.query_start_loc = query_start_loc.data();
+    view.tables.seq_lens = seq_lens.data();
+    view.tables.cost_before[0] = cost_before.data();
   }
-  view.tables.query_start_loc = query_start_loc.data();
-  view.tables.seq_lens = seq_lens.data();
-  view.tables.cost_before[0] = cost_before.data();
-  const detail::WorkStart at = share_start(view, 0, index).at;
+};
+
+// Where share `index` of such a line starts: the sequence and the block.
+std::pair<int, int> cut(const std::vector<std::int32_t>& blocks, std::int32_t workers,
+                        std::int32_t tile_cost = 1, std::int32_t index = 1) {
+  const Line line(blocks, workers, tile_cost);
+  const detail::WorkStart at = share_start(line.view, 0, index).at;
   return {at.seq, at.block};
 }
 
@@ -113,6 +120,27 @@ TEST(Shares, PiecesOfATileAreEqual) {
       }
     }
   }
+}
+
+// How much a worker reads is said with its first piece.
+TEST(Shares, SayHowManyBlocksTheyHave) {
+  const auto expect_blocks = [](const std::vector<std::int32_t>& blocks, std::int32_t workers,
+                                std::int32_t tile_cost, std::int32_t expected) {
+    const Line line(blocks, workers, tile_cost);
+    std::vector<detail::WorkStart> starts;
+    for (std::int32_t share = 0; share <= workers; ++share) {
+      starts.push_back(share_start(line.view, 0, share).at);
+    }
+    for (std::int32_t share = 0; share < workers; ++share) {
+      const Start start = share_start(line.view, 0, share);
+      const detail::FirstPiece first = first_piece_of(line.view, 0, share, start, starts.data());
+      EXPECT_EQ(first.share_blocks, expected) << "share " << share << " of " << workers;
+    }
+  };
+  expect_blocks({512}, 8, 3, 64);
+  expect_blocks({256, 256}, 8, 3, 64);
+  expect_blocks(std::vector<std::int32_t>(16, 3), 4, 7, 12);  // of short tiles as of long ones
+  expect_blocks({100, 20, 10, 110}, 4, 1, 60);                // the same for all
 }
 
 }  // namespace

@@ -72,6 +72,7 @@ class Producer {
     std::int32_t v = 0;  // the block of the piece that comes next
     bool more = share.first(piece);
     if (more) v = piece.begin_block;
+    if constexpr (Grid::kEvictsFirst) keep_blocks(share.blocks());
     Load pending;
     while (pending.flags != kNoMoreWork) {
       Load next;
@@ -161,6 +162,15 @@ class Producer {
       load_rows(load);
     }
     stage_.advance(depth_.stages);
+    if (Grid::kEvictsFirst && --kept_blocks_ == 0) policy_ = ptx::evict_first();
+  }
+
+  // Of a share of so many blocks of keys, which of them the second-level cache evicts first.
+  __device__ void keep_blocks(std::int32_t blocks) {
+    kept_blocks_ = blocks <= T::blocks_of(kFewBytes)    ? 0
+                   : blocks <= T::blocks_of(kMoreBytes) ? 1
+                                                        : T::blocks_of(kKeptBytes);
+    policy_ = kept_blocks_ == 0 ? ptx::evict_first() : ptx::evict_unchanged();
   }
 
   __device__ std::int32_t page_of(const Load& load) const {
@@ -222,9 +232,15 @@ class Producer {
                        std::int32_t page, ptx::Barrier* full) const {
     for (std::int32_t head = 0; head < (T::kHeads > 1 ? plane.heads_apart : 1); ++head) {
       for (std::int32_t i = 0; i < plane.copies; ++i) {
-        ptx::copy_box(to + static_cast<std::uint32_t>(head * head_bytes + i * T::kSlabBytes),
-                      &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
-                      load.kv_head + head, page, full);
+        const std::uint32_t at =
+            to + static_cast<std::uint32_t>(head * head_bytes + i * T::kSlabBytes);
+        if constexpr (Grid::kEvictsFirst) {
+          ptx::copy_box(at, &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
+                        load.kv_head + head, page, full, policy_);
+        } else {
+          ptx::copy_box(at, &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
+                        load.kv_head + head, page, full);
+        }
       }
     }
   }
@@ -447,6 +463,8 @@ class Producer {
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;
+  std::int32_t kept_blocks_ = 0;  // that are still to come
+  std::uint64_t policy_ = 0;
   std::int32_t under_way_ = 0;
   RingPosition landing_;  // the slice that is under way longest, where copies are limited
 };

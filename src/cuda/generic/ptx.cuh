@@ -156,6 +156,23 @@ __device__ inline void arrive_at(int id, int threads) {
 
 // --- copies to shared memory ---------------------------------------------------------------------
 
+// What the second-level cache is told of lines that are read: to evict them first, or nothing new.
+// ("As usual" would be something else: such lines are of a class of their own, and read slower.)
+__device__ inline std::uint64_t evict_first() {
+  std::uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+__device__ inline std::uint64_t evict_unchanged() {
+  std::uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
 // A box of the tensor that `map` (a CUtensorMap) describes, at column `c`, token `t`, slab `s`,
 // head `h` and page `p`. What is outside the tensor is filled with zeros and counts as bytes, too.
 __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t c, std::int32_t t,
@@ -165,6 +182,19 @@ __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t 
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(to),
       "l"(map), "r"(c), "r"(t), "r"(s), "r"(h), "r"(p), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+
+// The same with one of the policies above.
+__device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t c, std::int32_t t,
+                                std::int32_t s, std::int32_t h, std::int32_t p, Barrier* barrier,
+                                std::uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(to),
+      "l"(map), "r"(c), "r"(t), "r"(s), "r"(h), "r"(p), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 #endif
 }

@@ -41,6 +41,9 @@ struct WarpGrid {
   static constexpr int kBytesUnderWay = 0;
   // What a tile's start and end take, in times of half a block of keys.
   static constexpr int kTileCost = 3;
+  // Whether the second-level cache is told to evict keys and values first that are read once (see
+  // kKeptBytes).
+  static constexpr bool kEvictsFirst = false;
   // Whether balanced shares are made for sms_for_reading() SMs, and not for all.
   static constexpr bool kSparesSms = false;
   static constexpr int kRowWarps = kRowWarpsValue;
@@ -83,6 +86,7 @@ struct DecodeGrid : DecodeWarps<kHeadSizeQk, kHeadSizeV> {
   static constexpr int kBytesUnderWay =
       80 * 1024 / DecodeWarps<kHeadSizeQk, kHeadSizeV>::kBlocksPerSm;
   static constexpr bool kSparesSms = true;
+  static constexpr bool kEvictsFirst = true;
 };
 // The same rows of four neighbouring KV heads, of which each row warp has one. Their keys are one
 // stretch of memory, which is read in longer bursts than four blocks would. Keys and values of few
@@ -92,6 +96,7 @@ struct HeadsDecodeGrid : WarpGrid<4, 2, 1, kKeyAndValueBytes <= 320 ? 64 : 32, 4
   static constexpr int kHeads = 4;
   static constexpr int kBytesUnderWay = 80 * 1024;
   static constexpr bool kSparesSms = true;
+  static constexpr bool kEvictsFirst = true;
 };
 // Up to 4 tokens of a group of 16.
 struct WideDecodeGrid : WarpGrid<4, 2, 1, 64, 4, 1> {
@@ -118,6 +123,16 @@ using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
 // What sm_90a takes instead where it can multiply what the cache stores, and the sums leave
 // registers for queries.
 using GroupPrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
+
+// Keys and values that no other tile reads need not stay in the second-level cache, where they take
+// the place of instructions: it is told to evict them first. What kernels before have written is
+// then written back bit by bit, between reads, which takes longer than at once: where an SM reads
+// much, its first kKeptBytes are kept as usual and force it out. If it reads up to kMoreBytes it
+// ends before most of that has to go, and keeps the first keys alone, or, up to kFewBytes, none.
+// Measured with a cache of 50 MB and 128 SMs.
+inline constexpr int kFewBytes = 1'000'000;
+inline constexpr int kMoreBytes = 2'000'000;
+inline constexpr int kKeptBytes = 1'250'000;
 
 // SMs of `num_sms` for whose blocks shares are made, which read as fast as all do: at most one in
 // 32 is left out. A multiple of 16 cuts many batches evenly, and the hardware leaves SMs of the
@@ -195,6 +210,10 @@ struct Tile {
   static constexpr int kSliceBytes = kStageBytes / Grid::kKeyWarps;
   static constexpr int kSlicesUnderWay =
       Grid::kBytesUnderWay < 2 * kSliceBytes ? 2 : Grid::kBytesUnderWay / kSliceBytes;
+  // Blocks of keys of a thread block where an SM's have so many bytes.
+  DIFFKV_HD static constexpr int blocks_of(int sm_bytes) {
+    return sm_bytes / (kStageBytes * Grid::kBlocksPerSm);
+  }
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
   // Of the sums that warps with the same rows exchange at a time: kMergeTiles tiles of 16 x 8.
