@@ -121,9 +121,9 @@ struct alignas(16) FirstPiece {
   std::int32_t begin_block = 0;
   std::int32_t end_block = 0;
   std::int32_t slot = -1;
-  std::int32_t slot_step = 0;     // from one lane to the next
-  std::int32_t first_share = 0;   // kBalanced: that the tile starts in
-  std::int32_t share_blocks = 0;  // of keys, about: those of the line divided by its shares
+  std::int32_t slot_step = 0;    // from one lane to the next
+  std::int32_t first_share = 0;  // kBalanced: that the tile starts in
+  std::int32_t keys_cost = 0;    // of each share's blocks of keys, about
   std::int32_t unused[2] = {};
 };
 

@@ -335,6 +335,9 @@ DIFFKV_HD inline std::int32_t first_share_of(const WorkStart* starts, std::int32
   return low;
 }
 
+// More than anyone asks for.
+inline constexpr std::int32_t kMostKeysCost = 1 << 30;
+
 // What FirstPiece says of a share; `starts` are the class's.
 DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
                                                    std::int32_t tile_class, std::int32_t share,
@@ -368,12 +371,13 @@ DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
   first.slot_step = view.policy == SchedulePolicy::kBatchInvariant
                         ? start.tiles.tiles_per_head * cut.slots_per_tile
                         : 2;
-  // One tile a sequence and group of heads, of which each counts once.
+  // A sequence has one tile a group of heads, or more, which are counted as keys.
   const TileClass& cls = view.limits.classes[tile_class];
   const std::int32_t tiles =
       divide(view.num_seqs * start.tiles.head_groups, num_shares(cls) * cls.head_lanes);
-  first.share_blocks = static_cast<std::int32_t>(
-      quotient(start.share - std::int64_t{tiles} * cls.tile_cost, cls.block_cost));
+  const std::int64_t keys_cost = start.share - std::int64_t{tiles} * cls.tile_cost;
+  first.keys_cost =
+      keys_cost < kMostKeysCost ? static_cast<std::int32_t>(keys_cost) : kMostKeysCost;
   first.first_share = at.block > 0 && share > 0 ? first_share_of(starts, share) : share;
   return first;
 }

@@ -122,10 +122,10 @@ TEST(Shares, PiecesOfATileAreEqual) {
   }
 }
 
-// How much a worker reads is said with its first piece.
-TEST(Shares, SayHowManyBlocksTheyHave) {
-  const auto expect_blocks = [](const std::vector<std::int32_t>& blocks, std::int32_t workers,
-                                std::int32_t tile_cost, std::int32_t expected) {
+// How much a worker reads is said with its first piece, and is the same for all.
+TEST(Shares, SayWhatTheirKeysCost) {
+  const auto expect_cost = [](const std::vector<std::int32_t>& blocks, std::int32_t workers,
+                              std::int32_t tile_cost, std::int32_t expected) {
     const Line line(blocks, workers, tile_cost);
     std::vector<detail::WorkStart> starts;
     for (std::int32_t share = 0; share <= workers; ++share) {
@@ -134,13 +134,13 @@ TEST(Shares, SayHowManyBlocksTheyHave) {
     for (std::int32_t share = 0; share < workers; ++share) {
       const Start start = share_start(line.view, 0, share);
       const detail::FirstPiece first = first_piece_of(line.view, 0, share, start, starts.data());
-      EXPECT_EQ(first.share_blocks, expected) << "share " << share << " of " << workers;
+      EXPECT_EQ(first.keys_cost, expected) << "share " << share << " of " << workers;
     }
   };
-  expect_blocks({512}, 8, 3, 64);
-  expect_blocks({256, 256}, 8, 3, 64);
-  expect_blocks(std::vector<std::int32_t>(16, 3), 4, 7, 12);  // of short tiles as of long ones
-  expect_blocks({100, 20, 10, 110}, 4, 1, 60);                // the same for all
+  expect_cost({512}, 8, 3, 64);
+  expect_cost({256, 256}, 8, 3, 64);
+  expect_cost(std::vector<std::int32_t>(16, 3), 4, 7, 12);  // however short the tiles are
+  expect_cost({100, 20, 10, 110}, 4, 1, 60);
 }
 
 }  // namespace

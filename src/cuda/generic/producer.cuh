@@ -72,7 +72,7 @@ class Producer {
     std::int32_t v = 0;  // the block of the piece that comes next
     bool more = share.first(piece);
     if (more) v = piece.begin_block;
-    if constexpr (Grid::kEvictsFirst) keep_blocks(share.blocks());
+    if constexpr (Grid::kEvictsFirst) keep_blocks(share.keys_cost());
     Load pending;
     while (pending.flags != kNoMoreWork) {
       Load next;
@@ -165,11 +165,12 @@ class Producer {
     if (Grid::kEvictsFirst && --kept_blocks_ == 0) policy_ = ptx::evict_first();
   }
 
-  // Of a share of so many blocks of keys, which of them the second-level cache evicts first.
-  __device__ void keep_blocks(std::int32_t blocks) {
-    kept_blocks_ = blocks <= T::blocks_of(kFewBytes)    ? 0
-                   : blocks <= T::blocks_of(kMoreBytes) ? 1
-                                                        : T::blocks_of(kKeptBytes);
+  // Of a share whose keys cost so much, which of them the second-level cache evicts first.
+  __device__ void keep_blocks(std::int32_t keys_cost) {
+    const std::int32_t block_cost = params_.schedule.limits.classes[tile_class_].block_cost;
+    kept_blocks_ = keys_cost <= T::blocks_of(kFewBytes) * block_cost    ? 0
+                   : keys_cost <= T::blocks_of(kMoreBytes) * block_cost ? 1
+                                                                        : T::blocks_of(kKeptBytes);
     policy_ = kept_blocks_ == 0 ? ptx::evict_first() : ptx::evict_unchanged();
   }
 
