@@ -123,7 +123,7 @@ struct alignas(16) FirstPiece {
   std::int32_t slot = -1;
   std::int32_t slot_step = 0;    // from one lane to the next
   std::int32_t first_share = 0;  // kBalanced: that the tile starts in
-  std::int32_t keys_cost = 0;    // of each share's blocks of keys, about
+  std::int32_t share_cost = 0;   // of each share of the class that is not empty, at most 2^30
   std::int32_t unused[2] = {};
 };
 

@@ -218,7 +218,7 @@ struct Start {
   SeqMask mask;  // of the sequence
   SeqTiles tiles;
   Tile tile;
-  std::int64_t share = 0;  // what a share costs
+  std::int64_t share_cost = 0;
 };
 
 // The virtual block of a tile that a share starts with whose start is `rest` units of cost into the
@@ -277,7 +277,7 @@ DIFFKV_HD Start share_start(const ScheduleView& view, std::int32_t tile_class, s
   const LineCuts cuts(view.limits, cls, all);
   const std::int64_t target = cuts.target(index);
   Start start;
-  start.share = cuts.share;
+  start.share_cost = cuts.share;
   WorkStart& at = start.at;
   at.seq = target * cls.head_lanes < all ? seq_at(target * cls.head_lanes) : view.num_seqs;
   // Two rounds at most, of a loop so that a GPU has the code once: the tile that the target is in,
@@ -335,8 +335,8 @@ DIFFKV_HD inline std::int32_t first_share_of(const WorkStart* starts, std::int32
   return low;
 }
 
-// More than anyone asks for.
-inline constexpr std::int32_t kMostKeysCost = 1 << 30;
+// That FirstPiece says.
+inline constexpr std::int64_t kMostShareCost = 1 << 30;
 
 // What FirstPiece says of a share; `starts` are the class's.
 DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
@@ -371,13 +371,8 @@ DIFFKV_HD inline detail::FirstPiece first_piece_of(const ScheduleView& view,
   first.slot_step = view.policy == SchedulePolicy::kBatchInvariant
                         ? start.tiles.tiles_per_head * cut.slots_per_tile
                         : 2;
-  // A sequence has one tile a group of heads, or more, which are counted as keys.
-  const TileClass& cls = view.limits.classes[tile_class];
-  const std::int32_t tiles =
-      divide(view.num_seqs * start.tiles.head_groups, num_shares(cls) * cls.head_lanes);
-  const std::int64_t keys_cost = start.share - std::int64_t{tiles} * cls.tile_cost;
-  first.keys_cost =
-      keys_cost < kMostKeysCost ? static_cast<std::int32_t>(keys_cost) : kMostKeysCost;
+  first.share_cost = static_cast<std::int32_t>(start.share_cost < kMostShareCost ? start.share_cost
+                                                                                 : kMostShareCost);
   first.first_share = at.block > 0 && share > 0 ? first_share_of(starts, share) : share;
   return first;
 }

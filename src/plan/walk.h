@@ -90,7 +90,7 @@ class Share {
   DIFFKV_HD bool first(Piece& piece) {
     const detail::FirstPiece first = view_.tables.first_pieces[tile_class_][index()];
     stop_ = view_.tables.starts[tile_class_][index() + 1];
-    keys_cost_ = first.keys_cost;
+    cost_ = first.share_cost;
     if (first.seq < 0) return false;
     piece = unpack(view_, tile_class_, worker_ - index() * lanes(), first);
     return true;
@@ -99,8 +99,8 @@ class Share {
     return find_piece(view_, tile_class_, worker_, after(piece), stop_, piece);
   }
 
-  // After first(): what the keys of a share cost, about; the same for all of the class.
-  DIFFKV_HD std::int32_t keys_cost() const { return keys_cost_; }
+  // After first(), of a share that is not empty: as FirstPiece says.
+  DIFFKV_HD std::int32_t cost() const { return cost_; }
 
  private:
   DIFFKV_HD std::int32_t lanes() const { return view_.limits.classes[tile_class_].head_lanes; }
@@ -110,7 +110,7 @@ class Share {
   const std::int32_t tile_class_;
   const std::int32_t worker_;
   WorkStart stop_;
-  std::int32_t keys_cost_ = 0;
+  std::int32_t cost_ = 0;
 };
 
 // Whether a worker has nothing to do.

@@ -196,6 +196,17 @@ TEST(CudaHost, TheSmallestInstanceThatHoldsTheHeadSizesIsTaken) {
   EXPECT_EQ(chosen(key_of(DType::kBF16, DType::kE4M3, 200, 136), usual_gpu()), nullptr);
 }
 
+// Of 192/128 in bf16 two thread blocks share an SM: a block of 64 keys of each is 80 KB.
+TEST(CudaHost, HowMuchIsReadBeforeTheCacheEvictsTheRestFirst) {
+  using Tile = mma::Tile<mma::DecodeGrid<192, 128>, DType::kBF16, 192, 128>;
+  EXPECT_EQ(Tile::kept_blocks(1, 2), 0);
+  EXPECT_EQ(Tile::kept_blocks(2 * 12, 2), 0);  // 1 MB
+  EXPECT_EQ(Tile::kept_blocks(2 * 13, 2), 1);
+  EXPECT_EQ(Tile::kept_blocks(2 * 26, 2), 1);  // 2.1 MB
+  EXPECT_EQ(Tile::kept_blocks(2 * 27, 2), 15);
+  EXPECT_EQ(Tile::kept_blocks(1 << 30, 2), 15);
+}
+
 TEST(CudaHost, WhichQueriesRunOverWhichCache) {
   if (instances().empty()) GTEST_SKIP() << "built without tensor-core kernels";
   const DType types[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2};

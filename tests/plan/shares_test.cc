@@ -56,6 +56,10 @@ struct Line {
   std::vector<std::int32_t> seq_lens;
   std::vector<std::int64_t> cost_before{0};
 
+  // The view points into the vectors.
+  Line(const Line&) = delete;
+  Line& operator=(const Line&) = delete;
+
   Line(const std::vector<std::int32_t>& blocks, std::int32_t workers, std::int32_t tile_cost) {
     view.num_seqs = static_cast<std::int32_t>(blocks.size());
     view.group = 16;
@@ -122,25 +126,39 @@ TEST(Shares, PiecesOfATileAreEqual) {
   }
 }
 
-// How much a worker reads is said with its first piece, and is the same for all.
-TEST(Shares, SayWhatTheirKeysCost) {
-  const auto expect_cost = [](const std::vector<std::int32_t>& blocks, std::int32_t workers,
-                              std::int32_t tile_cost, std::int32_t expected) {
-    const Line line(blocks, workers, tile_cost);
+// What a share costs is said with its first piece, of all shares the same.
+TEST(Shares, SayWhatTheyCost) {
+  const auto expect_cost = [](Line& line, std::int32_t head_lanes, std::int32_t expected) {
+    TileClass& cls = line.view.limits.classes[0];
+    cls.head_lanes = line.view.num_kv_heads = head_lanes;
+    const std::int32_t shares = num_shares(cls);
     std::vector<detail::WorkStart> starts;
-    for (std::int32_t share = 0; share <= workers; ++share) {
+    for (std::int32_t share = 0; share <= shares; ++share) {
       starts.push_back(share_start(line.view, 0, share).at);
     }
-    for (std::int32_t share = 0; share < workers; ++share) {
+    std::int32_t said = 0;
+    for (std::int32_t share = 0; share < shares; ++share) {
       const Start start = share_start(line.view, 0, share);
       const detail::FirstPiece first = first_piece_of(line.view, 0, share, start, starts.data());
-      EXPECT_EQ(first.keys_cost, expected) << "share " << share << " of " << workers;
+      if (first.seq < 0) continue;
+      EXPECT_EQ(first.share_cost, expected) << "share " << share << " of " << shares;
+      ++said;
     }
+    EXPECT_GT(said, 0);
   };
-  expect_cost({512}, 8, 3, 64);
-  expect_cost({256, 256}, 8, 3, 64);
-  expect_cost(std::vector<std::int32_t>(16, 3), 4, 7, 12);  // however short the tiles are
-  expect_cost({100, 20, 10, 110}, 4, 1, 60);
+  Line one({512}, 8, 8);
+  expect_cost(one, 1, 65);
+  Line several({100, 0, 20, 10, 110}, 4, 2);
+  expect_cost(several, 1, 62);
+  Line lanes({100, 60}, 4, 2);  // two lines of one head each, of which the costs are given together
+  for (std::int64_t& cost : lanes.cost_before) cost *= 2;
+  expect_cost(lanes, 2, 82);
+  Line short_shares({3}, 16, 1);  // not all of them have work
+  expect_cost(short_shares, 1, 0);
+  Line long_shares({1 << 24}, 1, 1);
+  long_shares.view.limits.classes[0].block_cost = 1 << 8;
+  long_shares.cost_before[1] = std::int64_t{1} << 32;
+  expect_cost(long_shares, 1, 1 << 30);
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ class Producer {
     std::int32_t v = 0;  // the block of the piece that comes next
     bool more = share.first(piece);
     if (more) v = piece.begin_block;
-    if constexpr (Grid::kEvictsFirst) keep_blocks(share.keys_cost());
+    if constexpr (Grid::kEvictsFirst) keep_blocks(share.cost());
     Load pending;
     while (pending.flags != kNoMoreWork) {
       Load next;
@@ -162,15 +162,15 @@ class Producer {
       load_rows(load);
     }
     stage_.advance(depth_.stages);
-    if (Grid::kEvictsFirst && --kept_blocks_ == 0) policy_ = ptx::evict_first();
+    if constexpr (Grid::kEvictsFirst) {
+      if (--kept_blocks_ == 0) policy_ = ptx::evict_first();
+    }
   }
 
-  // Of a share whose keys cost so much, which of them the second-level cache evicts first.
-  __device__ void keep_blocks(std::int32_t keys_cost) {
-    const std::int32_t block_cost = params_.schedule.limits.classes[tile_class_].block_cost;
-    kept_blocks_ = keys_cost <= T::blocks_of(kFewBytes) * block_cost    ? 0
-                   : keys_cost <= T::blocks_of(kMoreBytes) * block_cost ? 1
-                                                                        : T::blocks_of(kKeptBytes);
+  // Of a share that costs so much, which keys and values the second-level cache evicts first.
+  __device__ void keep_blocks(std::int32_t share_cost) {
+    kept_blocks_ =
+        T::kept_blocks(share_cost, params_.schedule.limits.classes[tile_class_].block_cost);
     policy_ = kept_blocks_ == 0 ? ptx::evict_first() : ptx::evict_unchanged();
   }
 
@@ -233,14 +233,15 @@ class Producer {
                        std::int32_t page, ptx::Barrier* full) const {
     for (std::int32_t head = 0; head < (T::kHeads > 1 ? plane.heads_apart : 1); ++head) {
       for (std::int32_t i = 0; i < plane.copies; ++i) {
-        const std::uint32_t at =
-            to + static_cast<std::uint32_t>(head * head_bytes + i * T::kSlabBytes);
+        const auto copy_box = [&](auto... policy) {
+          ptx::copy_box(to + static_cast<std::uint32_t>(head * head_bytes + i * T::kSlabBytes),
+                        &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
+                        load.kv_head + head, page, full, policy...);
+        };
         if constexpr (Grid::kEvictsFirst) {
-          ptx::copy_box(at, &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
-                        load.kv_head + head, page, full, policy_);
+          copy_box(policy_);
         } else {
-          ptx::copy_box(at, &plane.map, i * plane.column_step, load.token, i * plane.slab_step,
-                        load.kv_head + head, page, full);
+          copy_box();
         }
       }
     }
@@ -464,7 +465,7 @@ class Producer {
   const std::int32_t key_in_block_;  // of this lane
   RingPosition stage_;
   RingPosition query_;
-  std::int32_t kept_blocks_ = 0;  // that are still to come
+  std::int32_t kept_blocks_ = 0;  // still to come; below 0 behind them
   std::uint64_t policy_ = 0;
   std::int32_t under_way_ = 0;
   RingPosition landing_;  // the slice that is under way longest, where copies are limited

@@ -156,8 +156,9 @@ __device__ inline void arrive_at(int id, int threads) {
 
 // --- copies to shared memory ---------------------------------------------------------------------
 
-// What the second-level cache is told of lines that are read: to evict them first, or nothing new.
-// ("As usual" would be something else: such lines are of a class of their own, and read slower.)
+// What the second-level cache is told of lines that are read: to evict them first, or not to change
+// their turn, which is nearly as good as no hint where one instruction has to say either. ("As
+// usual", evict_normal, is not: such lines are of a class of their own, and read slower.)
 __device__ inline std::uint64_t evict_first() {
   std::uint64_t policy = 0;
 #if __CUDA_ARCH__ >= 900

@@ -41,8 +41,8 @@ struct WarpGrid {
   static constexpr int kBytesUnderWay = 0;
   // What a tile's start and end take, in times of half a block of keys.
   static constexpr int kTileCost = 3;
-  // Whether the second-level cache is told to evict keys and values first that are read once (see
-  // kKeptBytes).
+  // Whether the second-level cache is told to evict keys and values first (see kSmKeptBytes), which
+  // no other tile may read then.
   static constexpr bool kEvictsFirst = false;
   // Whether balanced shares are made for sms_for_reading() SMs, and not for all.
   static constexpr bool kSparesSms = false;
@@ -124,15 +124,15 @@ using TallPrefillGrid = WarpGrid<8, 1, 2, 64, 4, 1>;
 // registers for queries.
 using GroupPrefillGrid = WarpGrid<8, 1, 1, 64, 4, 1, true>;
 
-// Keys and values that no other tile reads need not stay in the second-level cache, where they take
-// the place of instructions: it is told to evict them first. What kernels before have written is
-// then written back bit by bit, between reads, which takes longer than at once: where an SM reads
-// much, its first kKeptBytes are kept as usual and force it out. If it reads up to kMoreBytes it
-// ends before most of that has to go, and keeps the first keys alone, or, up to kFewBytes, none.
-// Measured with a cache of 50 MB and 128 SMs.
-inline constexpr int kFewBytes = 1'000'000;
-inline constexpr int kMoreBytes = 2'000'000;
-inline constexpr int kKeptBytes = 1'250'000;
+// Keys and values that no other tile reads need not stay in the second-level cache, which is told
+// to evict them first, so that what is used again stays: instructions, and until later what kernels
+// before have written. That is then written back bit by bit, between reads, which takes longer than
+// at once. So an SM that reads much keeps its first kSmKeptBytes as usual, which force it out. One
+// that reads up to kSmMoreBytes has ended before most of it has to go, and keeps its first keys
+// alone, or, up to kSmFewBytes, none. Measured on compute capability 9.0, whose cache has 50 MB.
+inline constexpr int kSmFewBytes = 1'000'000;
+inline constexpr int kSmMoreBytes = 2'200'000;
+inline constexpr int kSmKeptBytes = 1'250'000;
 
 // SMs of `num_sms` for whose blocks shares are made, which read as fast as all do: at most one in
 // 32 is left out. A multiple of 16 cuts many batches evenly, and the hardware leaves SMs of the
@@ -210,9 +210,13 @@ struct Tile {
   static constexpr int kSliceBytes = kStageBytes / Grid::kKeyWarps;
   static constexpr int kSlicesUnderWay =
       Grid::kBytesUnderWay < 2 * kSliceBytes ? 2 : Grid::kBytesUnderWay / kSliceBytes;
-  // Blocks of keys of a thread block where an SM's have so many bytes.
-  DIFFKV_HD static constexpr int blocks_of(int sm_bytes) {
-    return sm_bytes / (kStageBytes * Grid::kBlocksPerSm);
+  // How many blocks of keys a thread block copies before it says that the second-level cache shall
+  // evict what follows first, if its share costs so much, the starts of tiles taken for keys.
+  DIFFKV_HD static constexpr int kept_blocks(std::int32_t share_cost, std::int32_t block_cost) {
+    constexpr int kSmBlockBytes = kStageBytes * Grid::kBlocksPerSm;
+    if (share_cost <= kSmFewBytes / kSmBlockBytes * block_cost) return 0;
+    if (share_cost <= kSmMoreBytes / kSmBlockBytes * block_cost) return 1;
+    return kSmKeptBytes / kSmBlockBytes;
   }
   static constexpr int kQueryPitch = kHeadSizeQk * 2 + kQueryPadding;
   static constexpr int kQueryBytes = kQueryPitch * Grid::kRows;
