@@ -163,7 +163,7 @@ class Producer {
     }
     stage_.advance(depth_.stages);
     if constexpr (Grid::kEvictsFirst) {
-      if (--kept_blocks_ == 0) policy_ = ptx::evict_first();
+      if (--kept_blocks_ == 0) policy_ = ptx::read_policy<true>();
     }
   }
 
@@ -171,7 +171,7 @@ class Producer {
   __device__ void keep_blocks(std::int32_t share_cost) {
     kept_blocks_ =
         T::kept_blocks(share_cost, params_.schedule.limits.classes[tile_class_].block_cost);
-    policy_ = kept_blocks_ == 0 ? ptx::evict_first() : ptx::evict_unchanged();
+    policy_ = kept_blocks_ == 0 ? ptx::read_policy<true>() : ptx::read_policy<false>();
   }
 
   __device__ std::int32_t page_of(const Load& load) const {

@@ -159,17 +159,15 @@ __device__ inline void arrive_at(int id, int threads) {
 // What the second-level cache is told of lines that are read: to evict them first, or not to change
 // their turn, which is nearly as good as no hint where one instruction has to say either. ("As
 // usual", evict_normal, is not: such lines are of a class of their own, and read slower.)
-__device__ inline std::uint64_t evict_first() {
+template <bool kEvictFirst>
+__device__ inline std::uint64_t read_policy() {
   std::uint64_t policy = 0;
 #if __CUDA_ARCH__ >= 900
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-#endif
-  return policy;
-}
-__device__ inline std::uint64_t evict_unchanged() {
-  std::uint64_t policy = 0;
-#if __CUDA_ARCH__ >= 900
-  asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(policy));
+  if constexpr (kEvictFirst) {
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(policy));
+  }
 #endif
   return policy;
 }
@@ -187,7 +185,7 @@ __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t 
 #endif
 }
 
-// The same with one of the policies above.
+// The same with a read_policy().
 __device__ inline void copy_box(std::uint32_t to, const void* map, std::int32_t c, std::int32_t t,
                                 std::int32_t s, std::int32_t h, std::int32_t p, Barrier* barrier,
                                 std::uint64_t policy) {
